@@ -5,8 +5,6 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 export COLLAB_HF_CHECKPOINTS ?= $(CURDIR)/.cache/checkpoints
-# One thread a process: tests run in two processes at a time, and sums that are split over threads differ in the last bit.
-export OMP_NUM_THREADS ?= 1
 
 NAMES := minilm rxn-bert rxn-bert-classifier rxn-albert antibody-bert dinov2-small
 CHECKPOINTS := $(NAMES:%=$(COLLAB_HF_CHECKPOINTS)/%/config.json)
@@ -32,8 +30,9 @@ checkpoints: $(CHECKPOINTS) ## Fetch and convert the real checkpoints that tests
 $(COLLAB_HF_CHECKPOINTS)/%/config.json: | $(READY)
 	$(BIN)/python scripts/checkpoints.py $* --out $(@D)
 
+# One torch thread a worker: two workers fill two cores, and sums split over threads differ in the last bit.
 test: lint checkpoints ## Check style, types and docstrings, then run every test
-	$(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 demo: $(READY) ## Compress a real checkpoint, evaluate it, print the table
 	$(BIN)/python scripts/demo.py
