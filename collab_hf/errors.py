@@ -9,3 +9,23 @@ class CollabError(Exception):
 
 class CalibrationError(CollabError):
     """Calibration data that can't be read, or activation statistics that can't be collected from it."""
+
+
+class ConfigError(CollabError):
+    """Settings that are unknown or contradict each other."""
+
+
+class RankError(ConfigError):
+    """A rank, width or group count outside of what the layer allows."""
+
+
+class FamilyError(CollabError):
+    """A model without any attention layer that collab_hf knows, or one that is compressed already."""
+
+
+class CheckpointError(CollabError):
+    """A checkpoint that can't be read, checked or written."""
+
+
+class DecompositionError(CollabError):
+    """Weights that can't be decomposed, such as ones with NaN, or a solver that failed."""

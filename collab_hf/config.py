@@ -1,0 +1,289 @@
+"""What the user asks for (`CollabConfig`) and what one layer gets (`LayerPlan`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal, get_args
+
+from .errors import ConfigError, RankError
+
+Method = Literal["cp", "tucker", "svd", "copy"]
+ContentBias = Literal["exact", "folded"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Sizes of one dense attention layer.
+
+    Args:
+        query_size: width of the input of the query projection.
+        key_size: width of the input of the key projection (differs from query_size in some cross-attention).
+        num_heads: number of attention heads.
+        head_dim: width of one dense head.
+    """
+
+    query_size: int
+    key_size: int
+    num_heads: int
+    head_dim: int
+
+    @property
+    def full_rank(self) -> int:
+        """The rank at which every method is exact: num_heads * head_dim."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def dense_parameters(self) -> int:
+        """Weights of the dense query and key projections (their biases are not counted)."""
+        return (self.query_size + self.key_size) * self.full_rank
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """The form that one layer's query and key take; it fixes the shape of every factor.
+
+    Args:
+        method: `cp`, `tucker`, `svd` or `copy`.
+        query_rank: width of the shared query projection.
+        key_rank: width of the shared key projection, of all key groups together. Equal to query_rank but for tucker.
+        score_width: width of the dot product that gives one head's score.
+        key_groups: tucker; number of slices of the shared key, each read whole by some of the heads.
+        head_rank: tucker; rank of the core along the heads, or None for a core of its own for every head.
+        content_bias: `exact` adds the content bias to the scores, `folded` makes it a bias of the query.
+    """
+
+    method: Method
+    query_rank: int
+    key_rank: int
+    score_width: int
+    key_groups: int = 1
+    head_rank: int | None = None
+    content_bias: ContentBias = "exact"
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str = "") -> LayerPlan:
+        """Read a plan from config.json.
+
+        Args:
+            values: the fields by name, as `to_dict` gives them.
+            where: the layer's name, for the message.
+
+        Returns:
+            The plan.
+
+        Raises:
+            ConfigError: a field is unknown or absent.
+        """
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ConfigError(f"cannot read the collab settings of {where or 'a layer'}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, ready for config.json."""
+        defaults = {f.name: f.default for f in fields(self)}
+        return {name: value for name, value in asdict(self).items() if value != defaults[name]}
+
+    def check(self, shape: AttentionShape, where: str = "") -> LayerPlan:
+        """Refuse ranks that the layer can't have.
+
+        Args:
+            shape: sizes of the dense layer.
+            where: the layer's name, for the message.
+
+        Returns:
+            The plan itself.
+
+        Raises:
+            RankError: a rank is out of its range, or a pair of them does not fit together.
+            ConfigError: an unknown method or content bias.
+        """
+        at = f" ({where})" if where else ""
+        if self.method not in METHODS:
+            raise ConfigError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}{at}")
+        if self.content_bias not in get_args(ContentBias):
+            raise ConfigError(f"content_bias must be exact or folded, got {self.content_bias!r}{at}")
+        most_query, most_key = shape.full_rank, shape.full_rank
+        if self.method == "tucker":
+            most_query, most_key = (
+                min(most_query, shape.query_size),
+                min(most_key, shape.key_size * self.key_groups),
+            )
+        name = "query_rank" if self.method == "tucker" else "rank"
+        _check_range(name, self.query_rank, most_query, at)
+        _check_range("key_rank", self.key_rank, most_key, at)
+        _check_range("key_groups", self.key_groups, shape.num_heads, at)
+        if self.key_rank % self.key_groups:
+            raise RankError(
+                f"key_rank must be a multiple of key_groups, got {self.key_rank} and {self.key_groups}{at}"
+            )
+        width_name = "dims_per_head" if self.method == "cp" else "score_width"
+        _check_range(width_name, self.score_width, self.key_rank // self.key_groups, at)
+        if self.head_rank is not None:
+            _check_range("head_rank", self.head_rank, shape.num_heads, at)
+        return self
+
+
+def _check_range(name: str, value: int, most: int, at: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise RankError(f"{name} must be between 1 and {most}, got {value}{at}")
+
+
+@dataclass(frozen=True)
+class CollabConfig:
+    """What `compress_` is asked to do.
+
+    Give ranks, or a budget, or neither (a quarter of the query/key parameters).
+
+    Args:
+        method: `auto` chooses by measured error at the budget; `cp`, `tucker`, `svd` or `copy`.
+        rank: width of both shared projections; for svd the ranks of all heads together.
+        query_rank: tucker; width of the shared query projection.
+        key_rank: tucker; width of the shared key projection.
+        score_width: tucker; width of the score product of one head, <= key_rank.
+        key_groups: tucker; heads are clustered into so many groups, each with a shared key of its own.
+        head_rank: tucker; rank of the core along the heads.
+        dims_per_head: cp; number of shared dimensions that each head uses (sparse mixing).
+        budget: share of the query/key parameters to keep at most, in (0, 1].
+        content_bias: `exact`, `folded`, or `auto`: folded where it is free of error or the score fits head_dim.
+        solver: None for the structured solvers, or a tensorly decomposition such as `tensorly.parafac`.
+        damping: added to the covariance's diagonal, relative to its mean (dimensionless, >= 0).
+        seed: seed of every random choice.
+        precision: dtype inside the solvers, `float64` or `float32`.
+        layers: settings by layer name (shell-style pattern) that replace the fields above; the value `dense`
+            leaves a layer alone.
+
+    Raises:
+        ConfigError: unknown values, or settings that contradict each other.
+    """
+
+    method: Literal["auto", "cp", "tucker", "svd", "copy"] = "auto"
+    rank: int | None = None
+    query_rank: int | None = None
+    key_rank: int | None = None
+    score_width: int | None = None
+    key_groups: int = 1
+    head_rank: int | None = None
+    dims_per_head: int | None = None
+    budget: float | None = None
+    content_bias: Literal["auto", "exact", "folded"] = "auto"
+    solver: str | None = None
+    damping: float = 1e-3
+    seed: int = 0
+    precision: Literal["float64", "float32"] = "float64"
+    layers: Mapping[str, Mapping[str, Any] | Literal["dense"]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse settings that contradict each other."""
+        if self.method not in ("auto", *METHODS):
+            raise ConfigError(f"method must be one of auto, {', '.join(METHODS)}, got {self.method!r}")
+        if self.content_bias not in ("auto", *get_args(ContentBias)):
+            raise ConfigError(f"content_bias must be auto, exact or folded, got {self.content_bias!r}")
+        if self.precision not in ("float64", "float32"):
+            raise ConfigError(f"precision must be float64 or float32, got {self.precision!r}")
+        if self.damping < 0:
+            raise ConfigError(f"damping must be at least 0, got {self.damping}")
+        if self.budget is not None and not 0 < self.budget <= 1:
+            raise ConfigError(
+                f"budget must be in (0, 1], the share of query/key parameters to keep, got {self.budget}"
+            )
+        self._check_fields_fit_method()
+
+    def _check_fields_fit_method(self) -> None:
+        allowed = _FIELDS_OF_METHOD[self.method]
+        for name in sorted(_RANK_FIELDS - allowed):
+            value = getattr(self, name)
+            if value is not None and value != (1 if name == "key_groups" else None):
+                owners = ", ".join(m for m, names in _FIELDS_OF_METHOD.items() if name in names)
+                raise ConfigError(f"{name} belongs to method {owners}, got it with method {self.method}")
+        for name in (
+            "rank",
+            "query_rank",
+            "key_rank",
+            "score_width",
+            "key_groups",
+            "head_rank",
+            "dims_per_head",
+        ):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise RankError(f"{name} must be an integer of at least 1, got {value}")
+        if self.budget is not None and (self.rank or self.query_rank or self.key_rank):
+            raise ConfigError("give a budget or ranks, not both")
+        if self.rank and (self.query_rank or self.key_rank):
+            raise ConfigError("give rank, or query_rank and key_rank, not both")
+        if (self.query_rank is None) != (self.key_rank is None):
+            raise ConfigError("query_rank and key_rank are given together or not at all")
+
+    def for_layer(self, name: str) -> CollabConfig | None:
+        """The settings of one layer: the last pattern in `layers` that matches its name wins.
+
+        Args:
+            name: the attention layer's name in the model.
+
+        Returns:
+            The settings, or None for a layer that stays dense.
+
+        Raises:
+            ConfigError: an override names an unknown field, or contradicts itself.
+        """
+        chosen: Mapping[str, Any] | str = {}
+        for pattern, override in self.layers.items():
+            if fnmatchcase(name, pattern):
+                chosen = override
+        if isinstance(chosen, str):
+            if chosen != "dense":
+                raise ConfigError(
+                    f"a layer's settings must be a mapping or 'dense', got {chosen!r} for {name}"
+                )
+            return None
+        base = replace(self, layers={})
+        if _RANK_FIELDS.union({"method", "budget"}) & set(chosen):
+            base = replace(base, method=chosen.get("method", self.method), **_NO_RANKS)
+        try:
+            return replace(base, **chosen)
+        except TypeError as error:
+            raise ConfigError(f"cannot read the settings for {name}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, ready for YAML or JSON."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "layers"}
+        defaults = {f.name: f.default for f in fields(self)}
+        kept = {name: value for name, value in values.items() if value != defaults[name]}
+        if self.layers:
+            kept["layers"] = {name: v if isinstance(v, str) else dict(v) for name, v in self.layers.items()}
+        return kept
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CollabConfig:
+        """Read settings from a recipe.
+
+        Args:
+            values: fields by name, as `to_dict` gives them.
+
+        Returns:
+            The settings.
+
+        Raises:
+            ConfigError: a field is unknown or its value is refused.
+        """
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ConfigError(f"cannot read the settings: {error}") from None
+
+
+_RANK_FIELDS = frozenset(
+    {"rank", "query_rank", "key_rank", "score_width", "key_groups", "head_rank", "dims_per_head"}
+)
+_NO_RANKS: dict[str, Any] = {name: 1 if name == "key_groups" else None for name in (*_RANK_FIELDS, "budget")}
+_FIELDS_OF_METHOD: dict[str, frozenset[str]] = {
+    "auto": frozenset(),
+    "cp": frozenset({"rank", "dims_per_head"}),
+    "tucker": _RANK_FIELDS - {"dims_per_head"},
+    "svd": frozenset({"rank"}),
+    "copy": frozenset(),
+}

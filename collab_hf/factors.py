@@ -1,0 +1,58 @@
+"""`SharedFactors`: the frozen result of a decomposition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .config import LayerPlan
+from .mixing import Mixing
+
+
+@dataclass(frozen=True, eq=False)
+class SharedFactors:
+    """One layer's query and key in shared form: T_h ~ A P_h Q_h^T B^T.
+
+    Attributes:
+        plan: the form and its ranks.
+        shared_query: A of shape (query_size, query_rank).
+        shared_key: B of shape (key_size, key_rank).
+        mixing: P_h and Q_h, and the folded content bias where there is one.
+        content_bias: l_h of shape (num_heads, key_size), added to the scores before the scale; None where folded.
+        relative_error: ||T - T^||_F / ||T||_F in the metric that was minimised (weights, or whitened by data).
+    """
+
+    plan: LayerPlan
+    shared_query: Tensor
+    shared_key: Tensor
+    mixing: Mixing
+    content_bias: Tensor | None
+    relative_error: float
+
+    def expand(self) -> Tensor:
+        """The approximation itself, T^ of shape (num_heads, query_size, key_size). For tests and small layers."""
+        with torch.no_grad():
+            left = self.shared_query @ self.mixing.query_maps().to(self.shared_query)
+            right = self.shared_key @ self.mixing.key_maps().to(self.shared_key)
+            return left @ right.transpose(1, 2)
+
+    def expand_content_bias(self) -> Tensor:
+        """The content bias of shape (num_heads, key_size), whether exact or folded."""
+        if self.content_bias is not None:
+            return self.content_bias
+        with torch.no_grad():
+            right = self.shared_key @ self.mixing.key_maps().to(self.shared_key)
+            bias = self.mixing.bias
+            if bias is None:
+                return right.new_zeros(right.shape[:2])
+            return torch.einsum("hjw,hw->hj", right, bias)
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable numbers of the layer's query and key: projections, mixing and content bias."""
+        tensors = [self.shared_query, self.shared_key, *self.mixing.parameters()]
+        if self.content_bias is not None:
+            tensors.append(self.content_bias)
+        return sum(t.numel() for t in tensors)

@@ -1,0 +1,246 @@
+"""How one head's scores come out of the shared projections; one module per form of `LayerPlan`.
+
+Every form stands for per-head maps P_h (query_rank, score_width) and Q_h (key_rank, score_width) with
+
+    T_h ~ A P_h Q_h^T B^T        A: shared query, B: shared key
+
+In the paper's cp, P_h = diag(m_h) and Q_h is the identity. Shapes: B batch, T length, H num_heads,
+R query_rank or key_rank, W score_width, G key heads (1 where all heads read the same key, else H).
+This file ships with saved checkpoints: it imports torch alone.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import LayerPlan
+from .errors import ConfigError
+
+
+class Mixing(nn.Module):
+    """Base: turns shared queries and keys into per-head ones.
+
+    Args:
+        plan: the layer's form.
+        num_heads: number of heads.
+
+    Attributes:
+        bias: the folded content bias, a query bias of shape (num_heads, score_width), or None where it is exact.
+    """
+
+    def __init__(self, plan: LayerPlan, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query_rank = plan.query_rank
+        self.key_rank = plan.key_rank
+        self.score_width = plan.score_width
+        folded = plan.content_bias == "folded"
+        self.bias = nn.Parameter(torch.zeros(num_heads, plan.score_width)) if folded else None
+
+    def queries(self, shared: Tensor, width: int) -> Tensor:
+        """Per-head queries.
+
+        Args:
+            shared: (B, T, query_rank).
+            width: last dimension of the result, >= score_width; the rest is zero.
+
+        Returns:
+            (B, num_heads, T, width).
+        """
+        raise NotImplementedError
+
+    def keys(self, shared: Tensor, width: int) -> Tensor:
+        """Per-head keys, or the one key that all heads share.
+
+        Args:
+            shared: (B, T, key_rank).
+            width: last dimension of the result, >= score_width; the rest is zero.
+
+        Returns:
+            (B, G, T, width) with G = 1 or num_heads.
+        """
+        raise NotImplementedError
+
+    def query_maps(self) -> Tensor:
+        """P_h for every head, (num_heads, query_rank, score_width)."""
+        raise NotImplementedError
+
+    def key_maps(self) -> Tensor:
+        """Q_h for every head, (num_heads, key_rank, score_width)."""
+        raise NotImplementedError
+
+    def _add_bias(self, queries: Tensor) -> Tensor:
+        if self.bias is None:
+            return queries
+        return queries + _pad(self.bias, queries.shape[-1]).unsqueeze(1)
+
+    def _shared_key(self, shared: Tensor, width: int) -> Tensor:
+        return _pad(shared, width).unsqueeze(1)
+
+
+class CopyMixing(Mixing):
+    """Every head owns its slice of both projections: dense attention itself."""
+
+    def queries(self, shared: Tensor, width: int) -> Tensor:  # noqa: D102
+        return self._add_bias(self.keys(shared, width))
+
+    def keys(self, shared: Tensor, width: int) -> Tensor:  # noqa: D102
+        # (B, T, H*W) -> (B, H, T, W)
+        return _pad(shared.unflatten(-1, (self.num_heads, -1)).transpose(1, 2), width)
+
+    def query_maps(self) -> Tensor:  # noqa: D102
+        return torch.eye(self.key_rank).view(self.key_rank, self.num_heads, -1).transpose(0, 1)
+
+    def key_maps(self) -> Tensor:  # noqa: D102
+        return self.query_maps()
+
+
+class DiagonalMixing(Mixing):
+    """cp: P_h = diag(weight[h]), all heads read the whole shared key."""
+
+    def __init__(self, plan: LayerPlan, num_heads: int) -> None:
+        super().__init__(plan, num_heads)
+        self.weight = nn.Parameter(torch.empty(num_heads, plan.query_rank))
+
+    def queries(self, shared: Tensor, width: int) -> Tensor:  # noqa: D102
+        # (B, 1, T, R) * (H, 1, R)
+        return self._add_bias(_pad(shared.unsqueeze(1) * self.weight.unsqueeze(1), width))
+
+    def keys(self, shared: Tensor, width: int) -> Tensor:  # noqa: D102
+        return self._shared_key(shared, width)
+
+    def query_maps(self) -> Tensor:  # noqa: D102
+        return torch.diag_embed(self.weight)
+
+    def key_maps(self) -> Tensor:  # noqa: D102
+        return torch.eye(self.key_rank).to(self.weight).expand(self.num_heads, -1, -1)
+
+
+class SelectionMixing(Mixing):
+    """Each head reads the shared dimensions index[h] of both projections; svd, and with weights sparse cp.
+
+    Attributes:
+        index: (num_heads, score_width) integers in [0, query_rank); -1 is a dimension of zeros, where a head
+            uses fewer than the widest.
+        weight: (num_heads, score_width), or None for weights of one.
+    """
+
+    index: Tensor
+
+    def __init__(self, plan: LayerPlan, num_heads: int) -> None:
+        super().__init__(plan, num_heads)
+        self.register_buffer("index", torch.zeros(num_heads, plan.score_width, dtype=torch.long))
+        weighted = plan.method == "cp"
+        self.weight = nn.Parameter(torch.empty(num_heads, plan.score_width)) if weighted else None
+
+    def queries(self, shared: Tensor, width: int) -> Tensor:  # noqa: D102
+        queries = self.keys(shared, width)
+        if self.weight is not None:
+            queries = queries * _pad(self.weight, width).unsqueeze(1)
+        return self._add_bias(queries)
+
+    def keys(self, shared: Tensor, width: int) -> Tensor:  # noqa: D102
+        # The column of zeros that is appended last is the one that index -1 reads.
+        index = F.pad(self.index, (0, width - self.score_width), value=-1) % (shared.shape[-1] + 1)
+        picked = F.pad(shared, (0, 1)).index_select(-1, index.flatten())
+        return picked.unflatten(-1, (self.num_heads, width)).transpose(1, 2)
+
+    def query_maps(self) -> Tensor:  # noqa: D102
+        maps = self.key_maps()
+        return maps if self.weight is None else maps * self.weight.unsqueeze(1)
+
+    def key_maps(self) -> Tensor:  # noqa: D102
+        dtype = torch.get_default_dtype() if self.weight is None else self.weight.dtype
+        one_hot = F.one_hot(self.index % (self.key_rank + 1), self.key_rank + 1)[..., : self.key_rank]
+        return one_hot.transpose(1, 2).to(dtype)
+
+
+class CoreMixing(Mixing):
+    """tucker: a dense core per head, P_h = query_core[h]^T, and the key read whole, by group or through key_core.
+
+    Attributes:
+        query_core: (num_heads, score_width, query_rank); with head_rank r, (r, score_width, query_rank).
+        head: (num_heads, r) with head_rank r, else None: query_core[h] = sum_s head[h, s] query_core[s].
+        key_core: (num_heads, score_width, key_rank) where score_width < key_rank / key_groups, else None.
+        group: (num_heads,) the key group that each head reads, where key_groups > 1, else None.
+    """
+
+    group: Tensor | None
+
+    def __init__(self, plan: LayerPlan, num_heads: int) -> None:
+        super().__init__(plan, num_heads)
+        cores = plan.head_rank or num_heads
+        self.query_core = nn.Parameter(torch.empty(cores, plan.score_width, plan.query_rank))
+        self.head = nn.Parameter(torch.empty(num_heads, cores)) if plan.head_rank else None
+        self.key_groups = plan.key_groups
+        narrowed = plan.score_width < plan.key_rank // plan.key_groups
+        if narrowed and plan.key_groups > 1:
+            raise ConfigError("score_width below the group's key rank needs key_groups=1")
+        self.key_core = (
+            nn.Parameter(torch.empty(num_heads, plan.score_width, plan.key_rank)) if narrowed else None
+        )
+        self.register_buffer(
+            "group", torch.zeros(num_heads, dtype=torch.long) if plan.key_groups > 1 else None
+        )
+
+    def _full_query_core(self) -> Tensor:
+        if self.head is None:
+            return self.query_core
+        return torch.einsum("hs,swr->hwr", self.head, self.query_core)
+
+    def queries(self, shared: Tensor, width: int) -> Tensor:  # noqa: D102
+        return _project_heads(shared, self._full_query_core(), self.bias, width)
+
+    def keys(self, shared: Tensor, width: int) -> Tensor:  # noqa: D102
+        if self.key_core is not None:
+            return _project_heads(shared, self.key_core, None, width)
+        if self.group is None:
+            return self._shared_key(shared, width)
+        grouped = _pad(shared.unflatten(-1, (self.key_groups, -1)), width).transpose(1, 2)
+        return grouped.index_select(1, self.group)
+
+    def query_maps(self) -> Tensor:  # noqa: D102
+        return self._full_query_core().transpose(1, 2)
+
+    def key_maps(self) -> Tensor:  # noqa: D102
+        if self.key_core is not None:
+            return self.key_core.transpose(1, 2)
+        identity = torch.eye(self.key_rank).to(self.query_core)
+        if self.group is None:
+            return identity.expand(self.num_heads, -1, -1)
+        return identity.unflatten(1, (self.key_groups, -1)).movedim(1, 0)[self.group]
+
+
+def build_mixing(plan: LayerPlan, num_heads: int) -> Mixing:
+    """The uninitialised mixing that a plan asks for.
+
+    Args:
+        plan: the layer's form.
+        num_heads: number of heads.
+
+    Returns:
+        The module, on the default device (meta works).
+    """
+    if plan.method == "copy":
+        return CopyMixing(plan, num_heads)
+    if plan.method == "tucker":
+        return CoreMixing(plan, num_heads)
+    if plan.method == "cp" and plan.score_width == plan.query_rank:
+        return DiagonalMixing(plan, num_heads)
+    return SelectionMixing(plan, num_heads)
+
+
+def _pad(x: Tensor, width: int) -> Tensor:
+    missing = width - x.shape[-1]
+    return F.pad(x, (0, missing)) if missing else x
+
+
+def _project_heads(shared: Tensor, core: Tensor, bias: Tensor | None, width: int) -> Tensor:
+    # The zeros are put into the weight, not into the (much larger) activations.
+    if width > core.shape[1]:
+        core = F.pad(core, (0, 0, 0, width - core.shape[1]))
+    flat_bias = None if bias is None else _pad(bias, width).flatten()
+    # (B, T, R) -> (B, T, H*W) -> (B, H, T, W)
+    return F.linear(shared, core.flatten(0, 1), flat_bias).unflatten(-1, (len(core), width)).transpose(1, 2)
