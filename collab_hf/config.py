@@ -48,7 +48,7 @@ class LayerPlan:
     Args:
         method: `cp`, `tucker`, `svd` or `copy`.
         query_rank: width of the shared query projection.
-        key_rank: width of the shared key projection, of all key groups together. Equal to query_rank but for tucker.
+        key_rank: width of the shared key projection, of all key groups together; query_rank but for tucker.
         score_width: width of the dot product that gives one head's score.
         key_groups: tucker; number of slices of the shared key, each read whole by some of the heads.
         head_rank: tucker; rank of the core along the heads, or None for a core of its own for every head.
@@ -122,6 +122,11 @@ class LayerPlan:
             )
         width_name = "dims_per_head" if self.method == "cp" else "score_width"
         _check_range(width_name, self.score_width, self.key_rank // self.key_groups, at)
+        if self.key_groups > 1 and self.score_width != self.key_rank // self.key_groups:
+            raise RankError(
+                f"score_width must be key_rank / key_groups = {self.key_rank // self.key_groups} where "
+                f"key_groups > 1, got {self.score_width}{at}"
+            )
         if self.head_rank is not None:
             _check_range("head_rank", self.head_rank, shape.num_heads, at)
         return self
@@ -148,7 +153,7 @@ class CollabConfig:
         head_rank: tucker; rank of the core along the heads.
         dims_per_head: cp; number of shared dimensions that each head uses (sparse mixing).
         budget: share of the query/key parameters to keep at most, in (0, 1].
-        content_bias: `exact`, `folded`, or `auto`: folded where it is free of error or the score fits head_dim.
+        content_bias: `exact`, `folded`, or `auto`: folded where the score fits head_dim, else exact.
         solver: None for the structured solvers, or a tensorly decomposition such as `tensorly.parafac`.
         damping: added to the covariance's diagonal, relative to its mean (dimensionless, >= 0).
         seed: seed of every random choice.

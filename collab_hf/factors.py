@@ -20,8 +20,8 @@ class SharedFactors:
         shared_query: A of shape (query_size, query_rank).
         shared_key: B of shape (key_size, key_rank).
         mixing: P_h and Q_h, and the folded content bias where there is one.
-        content_bias: l_h of shape (num_heads, key_size), added to the scores before the scale; None where folded.
-        relative_error: ||T - T^||_F / ||T||_F in the metric that was minimised (weights, or whitened by data).
+        content_bias: l_h of shape (num_heads, key_size), added to the unscaled scores; None where folded.
+        relative_error: ||T - T^||_F / ||T||_F in the metric minimised (weights, or data).
     """
 
     plan: LayerPlan
@@ -32,7 +32,7 @@ class SharedFactors:
     relative_error: float
 
     def expand(self) -> Tensor:
-        """The approximation itself, T^ of shape (num_heads, query_size, key_size). For tests and small layers."""
+        """The approximation T^ of shape (num_heads, query_size, key_size), for tests and small layers."""
         with torch.no_grad():
             left = self.shared_query @ self.mixing.query_maps().to(self.shared_query)
             right = self.shared_key @ self.mixing.key_maps().to(self.shared_key)

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import LayerPlan
-from .errors import ConfigError
 
 
 class Mixing(nn.Module):
@@ -27,7 +26,7 @@ class Mixing(nn.Module):
         num_heads: number of heads.
 
     Attributes:
-        bias: the folded content bias, a query bias of shape (num_heads, score_width), or None where it is exact.
+        bias: the folded content bias, a query bias of (num_heads, score_width); None where exact.
     """
 
     def __init__(self, plan: LayerPlan, num_heads: int) -> None:
@@ -158,7 +157,7 @@ class SelectionMixing(Mixing):
 
 
 class CoreMixing(Mixing):
-    """tucker: a dense core per head, P_h = query_core[h]^T, and the key read whole, by group or through key_core.
+    """tucker: a dense core per head, P_h = query_core[h]^T; the key is read whole, by group or by key_core.
 
     Attributes:
         query_core: (num_heads, score_width, query_rank); with head_rank r, (r, score_width, query_rank).
@@ -176,8 +175,6 @@ class CoreMixing(Mixing):
         self.head = nn.Parameter(torch.empty(num_heads, cores)) if plan.head_rank else None
         self.key_groups = plan.key_groups
         narrowed = plan.score_width < plan.key_rank // plan.key_groups
-        if narrowed and plan.key_groups > 1:
-            raise ConfigError("score_width below the group's key rank needs key_groups=1")
         self.key_core = (
             nn.Parameter(torch.empty(num_heads, plan.score_width, plan.key_rank)) if narrowed else None
         )
