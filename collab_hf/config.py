@@ -87,6 +87,26 @@ class LayerPlan:
         defaults = {f.name: f.default for f in fields(self)}
         return {name: value for name, value in asdict(self).items() if value != defaults[name]}
 
+    def num_parameters(self, shape: AttentionShape) -> int:
+        """Count the trainable numbers of the layer's query and key in this form.
+
+        Args:
+            shape: sizes of the dense layer.
+
+        Returns:
+            Shared projections, mixing and content bias.
+        """
+        heads, width = shape.num_heads, self.score_width
+        count = shape.query_size * self.query_rank + shape.key_size * self.key_rank
+        count += heads * (width if self.content_bias == "folded" else shape.key_size)
+        if self.method == "cp":
+            count += heads * width
+        if self.method == "tucker":
+            count += (self.head_rank or heads) * width * self.query_rank + heads * (self.head_rank or 0)
+            if width < self.key_rank // self.key_groups:
+                count += heads * width * self.key_rank
+        return count
+
     def check(self, shape: AttentionShape, where: str = "") -> LayerPlan:
         """Refuse ranks that the layer can't have.
 

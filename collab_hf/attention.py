@@ -1,0 +1,230 @@
+"""Collaborative attention in the host's place: a subclass of the host's own attention class.
+
+Shapes: B batch, T queries, S keys, H num_heads, R rank, W score width, V width of one head's values.
+This file ships with saved checkpoints: it imports torch and transformers alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .config import LayerPlan
+from .errors import ConfigError
+from .families import FAMILIES, Family
+from .mixing import Mixing, build_mixing
+from .wide import add_to_mask, wide_attention
+
+
+class CollabAttention(nn.Module):
+    """Mixed in before the host's attention class, so that isinstance, hooks and recorders keep working.
+
+    Attributes:
+        collab_family: attribute names of the host.
+        collab_plan: the layer's form.
+        mixing: per-head maps between the shared projections.
+    """
+
+    collab_family: Family
+    collab_plan: LayerPlan
+    mixing: Mixing
+    config: Any
+    layer_idx: int | None
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Self-attention with the host's arguments and results."""
+        cache = getattr(past_key_values, "self_attention_cache", past_key_values)
+        key, value = self._keys_and_values(hidden_states)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
+        return self._attend(hidden_states, key, value, attention_mask, **kwargs)
+
+    def _keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """What a decoder caches: (B, 1, S, key_rank + H where the bias is exact) and (B, 1, S, H * V)."""
+        family = self.collab_family
+        # One "head" for both, as a static cache sizes keys and values by one number of heads.
+        return (
+            family.projection(self, "key")(source).unsqueeze(1),
+            family.projection(self, "value")(source).unsqueeze(1),
+        )
+
+    def _attend(
+        self, source: Tensor, cached_key: Tensor, cached_value: Tensor, mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        family, plan, heads = self.collab_family, self.collab_plan, self.mixing.num_heads
+        scaling = getattr(self, family.head_dim) ** -0.5
+        key = cached_key.squeeze(1)
+        value = cached_value.squeeze(1).unflatten(-1, (heads, -1)).transpose(1, 2)
+        # (B, S, H) -> (B, H, 1, S); a mask is added after the scale, the content bias before it
+        bias = None
+        if plan.content_bias == "exact":
+            key, bias = key[..., : plan.key_rank], key[..., plan.key_rank :]
+            bias = bias.transpose(1, 2).unsqueeze(2) * scaling
+        query = family.projection(self, "query")(source)
+        dropout = getattr(self, family.dropout) if self.training else 0.0
+        dropout = dropout.p if isinstance(dropout, nn.Dropout) else dropout
+
+        backend = self.config._attn_implementation
+        wide = plan.score_width > value.shape[-1]
+        if backend not in ("eager", "sdpa", None) and (wide or bias is not None):
+            what = (
+                f"a score width of {plan.score_width} > {value.shape[-1]}"
+                if wide
+                else "an exact content bias"
+            )
+            raise ConfigError(f"attention backend {backend!r} can't serve {what}; use eager or sdpa")
+        # Kernels want queries, keys and values of one width; eager takes any.
+        width = plan.score_width if wide or backend == "eager" else value.shape[-1]
+        query, key = self.mixing.queries(query, width), self.mixing.keys(key, width)
+        if bias is not None:
+            causal = not family.cross and bool(getattr(self, "is_causal", False))
+            query_length = query.shape[2]
+            if mask is None and causal and query_length > 1 and key.shape[2] > query_length:
+                # Prefill of a static cache: the host reads the first query_length keys alone.
+                key, value, bias = (
+                    key[:, :, :query_length],
+                    value[:, :, :query_length],
+                    bias[..., :query_length],
+                )
+            mask = add_to_mask(bias, mask, query_length, causal)
+        if wide and backend != "eager":
+            output = wide_attention(query, key, value, mask, scaling, dropout, self._is_causal(kwargs))
+            weights = None
+        else:
+            output, weights = self._interface()(
+                self,
+                query,
+                key.expand(-1, heads, -1, -1),
+                value,
+                mask,
+                dropout=dropout,
+                scaling=scaling,
+                **kwargs,
+            )
+        return self._finish(output.reshape(*source.shape[:-1], -1), source), weights
+
+    def _is_causal(self, kwargs: dict[str, Any]) -> bool:
+        given = kwargs.get("is_causal")
+        return bool(getattr(self, "is_causal", False) if given is None else given)
+
+    def _interface(self) -> Any:
+        eager = sys.modules[_host_class(type(self)).__module__].eager_attention_forward  # type: ignore[attr-defined]
+        return ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager)
+
+    def _finish(self, output: Tensor, source: Tensor) -> Tensor:
+        family = self.collab_family
+        if family.output:
+            output = getattr(self, family.output)(output)
+        if family.ending == "albert":
+            output = self.LayerNorm(source + self.output_dropout(output))
+        return output
+
+
+class CollabCrossAttention(CollabAttention):
+    """The same with keys and values from another sequence."""
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Cross-attention with the host's arguments and results."""
+        if past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
+            layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
+            key, value = layer.keys, layer.values
+        else:
+            key, value = self._keys_and_values(encoder_hidden_states)  # type: ignore[arg-type]
+            if past_key_values is not None:
+                key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_idx)
+                past_key_values.is_updated[self.layer_idx] = True
+        return self._attend(hidden_states, key, value, attention_mask, **kwargs)
+
+
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def collab_attention_class(host: type[nn.Module]) -> type[nn.Module]:
+    """The collaborative subclass of a host attention class, made once.
+
+    Args:
+        host: a class named in `FAMILIES`.
+
+    Returns:
+        A class named `Collab` + the host's name.
+    """
+    if host not in _CLASSES:
+        family = FAMILIES[host.__name__]
+        base = CollabCrossAttention if family.cross else CollabAttention
+        name = "Collab" + host.__name__
+        members = {
+            "collab_family": family,
+            "__module__": __name__,
+            "__qualname__": name,
+            "__doc__": host.__doc__,
+        }
+        _CLASSES[host] = type(name, (base, host), members)
+    return _CLASSES[host]
+
+
+def _host_class(collab: type[nn.Module]) -> type[nn.Module]:
+    return next(c for c in collab.__mro__ if c.__name__ in FAMILIES)
+
+
+def convert_(module: nn.Module, plan: LayerPlan) -> None:
+    """Turn a dense attention module into a collaborative one, in place; factors are left uninitialised.
+
+    Keeps the module and its projections as objects (hooks stay), their device, dtype, training mode and
+    requires_grad.
+
+    Args:
+        module: a dense attention module of a known family.
+        plan: the form it gets, already checked.
+    """
+    family = FAMILIES[type(module).__name__]
+    shape = family.shape(module)
+    query, key = family.projection(module, "query"), family.projection(module, "key")
+    exact_rows = shape.num_heads if plan.content_bias == "exact" else 0
+    weight = query.weight
+    with torch.device(weight.device):
+        mixing = build_mixing(plan, shape.num_heads).to(weight.dtype)
+    mixing.requires_grad_(weight.requires_grad)
+    mixing.train(module.training)
+    _resize_(query, plan.query_rank)
+    _resize_(key, plan.key_rank + exact_rows)
+    module.__class__ = collab_attention_class(type(module))
+    module.collab_plan = plan
+    module.mixing = mixing
+
+
+def _resize_(linear: nn.Linear, out_features: int) -> None:
+    old = linear.weight
+    linear.weight = nn.Parameter(
+        old.new_empty(out_features, linear.in_features), requires_grad=old.requires_grad
+    )
+    linear.bias = None
+    linear.out_features = out_features
+
+
+def __getattr__(name: str) -> type[nn.Module]:
+    """Classes made on demand, for unpickling in a fresh process."""
+    host = name.removeprefix("Collab")
+    if name.startswith("Collab") and host in FAMILIES:
+        import importlib
+
+        model_type = FAMILIES[host].model_types[0]
+        modeling = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
+        return collab_attention_class(getattr(modeling, host))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,269 @@
+"""Collaborative versions of transformers' model and config classes, made on demand by name.
+
+`CollabBertForMaskedLM` is `BertForMaskedLM` with the attention layers named in `config.collab` converted;
+`CollabBertConfig` is `BertConfig` with that field and a model type of its own. Saved checkpoints name these
+classes in `auto_map` and ship this file with the ones it imports, so that they load with
+`trust_remote_code=True` where collab_hf is not installed. It imports torch and transformers alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
+from transformers.models.auto import modeling_auto
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
+
+from .attention import CollabAttention, convert_
+from .config import LayerPlan
+from .errors import CheckpointError, ConfigError
+from .families import attention_layers, relative_name
+from .mixing import SelectionMixing
+
+# Version of the layout in config.json and of the factors' names; a newer one is refused.
+FORMAT = 1
+
+# Set by the package to register model classes with the Auto classes when a config is first met.
+on_config: Callable[[type[PreTrainedConfig]], None] | None = None
+
+_CLASSES: dict[str, type] = {}
+
+
+def config_class(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
+    """The collaborative version of a config class.
+
+    Args:
+        base: a transformers config class, such as BertConfig.
+
+    Returns:
+        A subclass with model type `collab_` + the base's, and the field `collab`.
+    """
+    name = "Collab" + base.__name__
+    if name not in _CLASSES:
+
+        def register_models_first(self: Any, **kwargs: Any) -> None:
+            if on_config is not None:
+                on_config(base)
+            base.__post_init__(self, **kwargs)
+
+        members = {
+            "__annotations__": {"collab": "dict | None"},
+            "__doc__": base.__doc__,
+            "__module__": __name__,
+            "__post_init__": register_models_first,
+            "__qualname__": name,
+            "_auto_class": "AutoConfig",
+            "collab": None,
+            "model_type": "collab_" + base.model_type,
+        }
+        _CLASSES[name] = type(name, (base,), members)
+    return _CLASSES[name]
+
+
+class _CollabModel:
+    """Mixed in before the host's model class."""
+
+    def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        apply_plans_(self, read_plans(config))  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)  # type: ignore[misc]
+        if isinstance(module, CollabAttention):
+            std = getattr(self.config, "initializer_range", 0.02)  # type: ignore[attr-defined]
+            for name, parameter in module.mixing.named_parameters():
+                if name == "bias":
+                    init.zeros_(parameter)
+                elif name == "weight":
+                    init.ones_(parameter)
+                else:
+                    init.normal_(parameter, std=std)
+            if isinstance(module.mixing, SelectionMixing):
+                index = torch.arange(module.mixing.index.numel()) % module.mixing.query_rank
+                init.copy_(module.mixing.index, index.view_as(module.mixing.index))
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """Load as transformers does, and be strict about the factors.
+
+        Args:
+            *args: as for PreTrainedModel.
+            output_loading_info: whether to return the loading report too.
+            **kwargs: as for PreTrainedModel.
+
+        Returns:
+            The model, or the model and the loading report.
+
+        Raises:
+            CheckpointError: a factor is missing, unknown or has another shape than config.json says.
+        """
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)  # type: ignore[misc]
+        check_factors(model, info)
+        return (model, info) if output_loading_info else model
+
+
+def model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The collaborative version of a model class.
+
+    Args:
+        base: a transformers model class, such as BertForMaskedLM.
+
+    Returns:
+        A subclass named `Collab` + the base's name.
+    """
+    name = "Collab" + base.__name__
+    if name not in _CLASSES:
+        members = {
+            "__doc__": base.__doc__,
+            "__module__": __name__,
+            "__qualname__": name,
+            "config_class": config_class(base.config_class),
+        }
+        _CLASSES[name] = type(name, (_CollabModel, base), members)
+        # Renamed weights (ViT's, say) are looked up by class name, and classes of others are skipped.
+        renaming = get_checkpoint_conversion_mapping(base.__name__) or get_checkpoint_conversion_mapping(
+            base.config_class.model_type
+        )
+        if renaming:
+            register_checkpoint_conversion_mapping(name, renaming, overwrite=True)
+    return _CLASSES[name]
+
+
+def __getattr__(name: str) -> type:
+    """Resolve `CollabBertModel` and the like, as `auto_map` and pickles name them."""
+    base = getattr(transformers, name.removeprefix("Collab"), None) if name.startswith("Collab") else None
+    if isinstance(base, type) and issubclass(base, PreTrainedConfig):
+        return config_class(base)
+    if isinstance(base, type) and issubclass(base, PreTrainedModel):
+        return model_class(base)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def auto_map(model_type: str) -> dict[str, str]:
+    """Which collaborative class each Auto class stands for.
+
+    Args:
+        model_type: the base config's, such as `bert`.
+
+    Returns:
+        `AutoModelForMaskedLM` -> `modeling_collab.CollabBertForMaskedLM`, and so on.
+    """
+    found = {}
+    for auto_name, auto_class in vars(modeling_auto).items():
+        names = getattr(getattr(auto_class, "_model_mapping", None), "_model_mapping", None)
+        if isinstance(auto_class, type) and names and model_type in names:
+            entry = names[model_type]
+            host = entry if isinstance(entry, str) else entry[0]
+            found[auto_name.lstrip("_")] = f"modeling_collab.Collab{host}"
+    return found
+
+
+def read_plans(config: PreTrainedConfig) -> dict[str, LayerPlan]:
+    """The layers' forms as config.json has them.
+
+    Args:
+        config: a collaborative config.
+
+    Returns:
+        Plan by the layer's name relative to the base model.
+
+    Raises:
+        ConfigError: the settings are malformed, or of a newer format.
+    """
+    settings = getattr(config, "collab", None) or {}
+    version = settings.get("format", FORMAT)
+    if not isinstance(version, int) or version > FORMAT:
+        raise ConfigError(
+            f"this checkpoint has collab format {version}, newer than {FORMAT}; update collab_hf"
+        )
+    return {name: LayerPlan.from_dict(values, name) for name, values in settings.get("layers", {}).items()}
+
+
+def apply_plans_(model: PreTrainedModel, plans: dict[str, LayerPlan]) -> None:
+    """Convert the dense attention layers that plans name, in place; factors are left uninitialised.
+
+    Args:
+        model: a transformers model.
+        plans: plan by the layer's name relative to the base model.
+
+    Raises:
+        ConfigError: a plan names no attention layer of this model, or does not fit it.
+    """
+    layers = {name: (module, family) for name, module, family in attention_layers(model)}
+    unknown = sorted(set(plans) - set(layers))
+    if unknown:
+        raise ConfigError(
+            f"config.json has collab settings for {unknown[0]}, which is no attention layer here"
+        )
+    for name, plan in plans.items():
+        module, family = layers[name]
+        plan.check(family.shape(module), name)
+        convert_(module, plan)
+    if plans:
+        # Made for the dense layers' names when the host was built.
+        model._weight_conversions = None
+
+
+def adopt_(model: PreTrainedModel, plans: dict[str, LayerPlan]) -> None:
+    """Give a model whose layers are converted its collaborative class and config, in place.
+
+    Args:
+        model: a transformers model; its inner models are adopted too.
+        plans: plan by the layer's name relative to the base model, written into the config.
+    """
+    for inner in [m for m in model.modules() if isinstance(m, PreTrainedModel)]:
+        inner.__class__ = model_class(type(inner))
+        # The registry of outputs that can be recorded goes by class.
+        _CAN_RECORD_REGISTRY[inner] = inner._can_record_outputs
+        inner._weight_conversions = None
+        config = inner.config
+        if not isinstance(config, inner.config_class):
+            base_type = config.model_type
+            config.__class__ = config_class(type(config))
+            config.collab = {
+                "format": FORMAT,
+                "layers": {name: plan.to_dict() for name, plan in plans.items()},
+            }
+            config.auto_map = auto_map(base_type)
+            if on_config is not None:
+                on_config(type(config).__mro__[1])
+
+
+def check_factors(model: PreTrainedModel, info: dict[str, Any]) -> None:
+    """Refuse a loaded model whose factors did not all come from the checkpoint.
+
+    Args:
+        model: the loaded model.
+        info: transformers' loading report.
+
+    Raises:
+        CheckpointError: names the factors.
+    """
+    prefixes = tuple(
+        f"{relative_name(model, name)}."
+        for name, module in model.named_modules()
+        if isinstance(module, CollabAttention)
+    )
+    problems = []
+    for kind, keys in (
+        ("missing", "missing_keys"),
+        ("unknown", "unexpected_keys"),
+        ("wrong-shaped", "mismatched_keys"),
+    ):
+        names = [key if isinstance(key, str) else key[0] for key in info.get(keys, ())]
+        bad = sorted(n for n in names if relative_name(model, n).startswith(prefixes))
+        if bad:
+            more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+            problems.append(f"{kind} factor {bad[0]}{more}")
+    if problems and prefixes:
+        raise CheckpointError(f"the checkpoint does not fit its config.json: {', '.join(problems)}")

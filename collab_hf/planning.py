@@ -1,0 +1,156 @@
+"""From what the user asks to a form for each layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from .calibration import LayerStatistics
+from .config import AttentionShape, CollabConfig, ContentBias, LayerPlan, Method
+from .errors import RankError
+from .factors import SharedFactors
+from .tensors import ScoreTensor, decompose
+
+# Kept of the query/key parameters when neither ranks nor a budget are given.
+DEFAULT_BUDGET = 0.25
+
+# Kernels work in blocks of 8 numbers; smaller ranks are rare enough to be taken as they come.
+_RANK_STEP = 8
+
+# Sweeps that rank the candidates; their order does not change afterwards by more than the last digit.
+_TRIAL_SWEEPS = 3
+
+
+def choose_factors(
+    scores: ScoreTensor, config: CollabConfig, plans: list[LayerPlan], statistics: LayerStatistics | None
+) -> SharedFactors:
+    """Decompose one layer in the form with the least error.
+
+    Args:
+        scores: the layer's per-head factors.
+        config: solver settings.
+        plans: the forms to choose from, at least one.
+        statistics: moments of the layer's inputs, or None for the weights alone.
+
+    Returns:
+        The factors.
+
+    Raises:
+        DecompositionError: weights that are not finite, or a solver that failed.
+    """
+
+    def solve(plan: LayerPlan, max_sweeps: int | None = None) -> SharedFactors:
+        return decompose(
+            scores,
+            plan,
+            query_moments=None if statistics is None else statistics.query,
+            key_moments=None if statistics is None else statistics.key,
+            damping=config.damping,
+            precision=config.precision,
+            solver=config.solver,
+            seed=config.seed,
+            **({} if max_sweeps is None else {"max_sweeps": max_sweeps}),
+        )
+
+    if len(plans) > 1:
+        plans = sorted(plans, key=lambda plan: solve(plan, _TRIAL_SWEEPS).relative_error)
+    return solve(plans[0])
+
+
+def candidate_plans(config: CollabConfig, shape: AttentionShape, name: str) -> list[LayerPlan]:
+    """The forms that one layer may get.
+
+    Args:
+        config: the layer's settings.
+        shape: sizes of the dense layer.
+        name: the layer's name, for messages.
+
+    Returns:
+        One plan where ranks are given, else every form worth trying at the budget.
+
+    Raises:
+        RankError: a rank outside of what the layer allows, or a budget below the smallest form.
+    """
+    if config.method == "copy":
+        return [_plan("copy", shape.full_rank, shape.full_rank, shape.head_dim, config, shape, name)]
+    if config.rank is not None or config.query_rank is not None:
+        return [_given(config, shape, name)]
+    budget = DEFAULT_BUDGET if config.budget is None else config.budget
+    method: Method = "tucker" if config.method == "auto" else config.method
+    allowed = int(budget * shape.dense_parameters)
+    families = _forms(method, config, shape, name)
+    plans = [plan for ranks in families for plan in ranks if plan.num_parameters(shape) <= allowed]
+    best = {
+        (p.score_width, p.key_rank == p.score_width): p for p in sorted(plans, key=lambda p: p.query_rank)
+    }
+    if not best:
+        smallest = min(plan.num_parameters(shape) for ranks in families for plan in ranks)
+        least = math.ceil(1e4 * smallest / shape.dense_parameters) / 1e4
+        raise RankError(f"budget must be at least {least} for {method}, got {budget} ({name})")
+    return list(best.values())
+
+
+def _given(config: CollabConfig, shape: AttentionShape, name: str) -> LayerPlan:
+    """The one form that explicit ranks name."""
+    query_rank, key_rank = config.query_rank or config.rank, config.key_rank or config.rank
+    if query_rank is None or key_rank is None:
+        raise RankError("give rank, or query_rank and key_rank")
+    method: Method = "tucker" if config.method == "auto" else config.method
+    width = {
+        "cp": config.dims_per_head or key_rank,
+        "svd": min(key_rank, shape.head_dim),
+        # A core slice is never of higher rank than the head's own score matrix, so this loses nothing.
+        "tucker": config.score_width or min(key_rank, shape.head_dim),
+    }[method]
+    return _plan(method, query_rank, key_rank * config.key_groups, width, config, shape, name)
+
+
+def _forms(method: Method, config: CollabConfig, shape: AttentionShape, name: str) -> list[list[LayerPlan]]:
+    """Families of plans that differ in rank alone, for the budget to choose from."""
+    head_dim = shape.head_dim
+
+    def plans(ranks: Iterable[int], key_rank: int | None, width: int | None) -> list[LayerPlan]:
+        made = []
+        for rank in ranks:
+            keys = rank if key_rank is None else key_rank
+            made.append(_plan(method, rank, keys, keys if width is None else width, config, shape, name))
+        return made
+
+    if method == "svd":
+        return [plans(_ranks(1, shape.full_rank), None, 1)]
+    if method == "cp":
+        least = config.dims_per_head or 1
+        return [plans(_ranks(least, shape.full_rank), None, config.dims_per_head)]
+    most = min(shape.query_size, shape.key_size, shape.full_rank)
+    widths = sorted({max(1, head_dim * quarters // 4) for quarters in (1, 2, 3, 4)})
+    if config.score_width is not None:
+        widths = [config.score_width]
+    shared_key = [plans(_ranks(1, most), width, width) for width in widths]
+    narrowed = [plans(_ranks(width + 1, most), None, width) for width in widths]
+    return [*shared_key, *narrowed]
+
+
+def _ranks(least: int, most: int) -> list[int]:
+    return [
+        rank
+        for rank in range(least, most + 1)
+        if rank % _RANK_STEP == 0 or rank < 2 * _RANK_STEP or rank == most
+    ]
+
+
+def _plan(
+    method: Method,
+    query_rank: int,
+    key_rank: int,
+    width: int,
+    config: CollabConfig,
+    shape: AttentionShape,
+    name: str,
+) -> LayerPlan:
+    bias: ContentBias
+    if config.content_bias == "auto":
+        bias = "folded" if width <= shape.head_dim else "exact"
+    else:
+        bias = config.content_bias
+    plan = LayerPlan(method, query_rank, key_rank, width, config.key_groups, config.head_rank, bias)
+    return plan.check(shape, name)

@@ -1,0 +1,207 @@
+"""Compress a model's attention in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from .attention import CollabAttention, convert_
+from .calibration import LayerStatistics, collect_statistics
+from .config import CollabConfig, LayerPlan, Method
+from .errors import DecompositionError, FamilyError
+from .factors import SharedFactors
+from .families import FAMILIES, Family, attention_layers
+from .modeling_collab import adopt_
+from .planning import candidate_plans, choose_factors
+from .tensors import ScoreTensor
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What happened to one attention layer.
+
+    Attributes:
+        name: the layer's name relative to the base model.
+        method: `cp`, `tucker`, `svd`, `copy`, or `dense` where it was left alone.
+        rank: width of the shared query projection.
+        plan: every setting of the form; None where dense.
+        relative_error: ||T - T^||_F / ||T||_F, whitened by the calibration data where there is some.
+        qk_parameters_before: weights and biases of the dense query and key projections.
+        qk_parameters_after: shared projections, mixing and content bias.
+    """
+
+    name: str
+    method: str
+    rank: int
+    plan: LayerPlan | None
+    relative_error: float
+    qk_parameters_before: int
+    qk_parameters_after: int
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """What `compress_` did.
+
+    Attributes:
+        layers: one report per attention layer, in the model's order.
+        parameters_before: all parameters of the model before.
+        parameters_after: all parameters of the model after.
+        calibrated: whether activation statistics were used.
+        config: the settings that were asked for.
+    """
+
+    layers: tuple[LayerReport, ...]
+    parameters_before: int
+    parameters_after: int
+    calibrated: bool
+    config: CollabConfig = field(default_factory=CollabConfig)
+
+    @property
+    def qk_parameters_before(self) -> int:
+        """Query/key parameters of all layers before."""
+        return sum(layer.qk_parameters_before for layer in self.layers)
+
+    @property
+    def qk_parameters_after(self) -> int:
+        """Query/key parameters of all layers after."""
+        return sum(layer.qk_parameters_after for layer in self.layers)
+
+    @property
+    def mean_relative_error(self) -> float:
+        """Mean of the layers' relative errors."""
+        return sum(layer.relative_error for layer in self.layers) / len(self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values, ready for JSON."""
+        values = asdict(self)
+        values["config"] = self.config.to_dict()
+        for layer, report in zip(values["layers"], self.layers, strict=True):
+            layer["plan"] = None if report.plan is None else report.plan.to_dict()
+        values["layers"] = list(values["layers"])
+        totals = ("qk_parameters_before", "qk_parameters_after", "mean_relative_error")
+        return {**values, **{name: getattr(self, name) for name in totals}}
+
+
+def compress_(
+    model: PreTrainedModel,
+    config: CollabConfig | None = None,
+    calibration: Iterable[Mapping[str, Any]] | Mapping[str, LayerStatistics] | None = None,
+    *,
+    progress: bool = False,
+) -> CompressionReport:
+    """Replace the query and key projections of a model's attention layers with shared ones, in place.
+
+    The model keeps its device, dtype, training mode, requires_grad, hooks and attention backend, becomes an
+    instance of a collaborative subclass of its class, and saves and loads as before. If anything fails, it
+    is left as it was.
+
+    Args:
+        model: a transformers model of a known family, with any task head.
+        config: method and ranks; by default the best form at a quarter of the query/key parameters.
+        calibration: batches of model inputs (dicts of tensors), whose activations tell what the softmax
+            sees; or statistics that `collect_statistics` gave; None to decompose the weights alone.
+        progress: whether to draw a progress bar on stderr.
+
+    Returns:
+        Errors and parameter counts by layer.
+
+    Raises:
+        FamilyError: no attention layer that collab_hf knows, or one that is compressed already.
+        RankError: a rank outside of what a layer allows.
+        ConfigError: settings that contradict each other.
+        CalibrationError: calibration data that is empty or does not run.
+        DecompositionError: weights that are not finite.
+    """
+    config = config or CollabConfig()
+    layers = _dense_layers(model)
+    chosen = {name: settings for name in layers if (settings := config.for_layer(name)) is not None}
+    plans = {
+        name: candidate_plans(chosen[name], layers[name][1].shape(layers[name][0]), name) for name in chosen
+    }
+    statistics = _statistics(model, {name: layers[name][0] for name in chosen}, calibration, progress)
+    before = sum(p.numel() for p in model.parameters())
+    factors: dict[str, SharedFactors] = {}
+    for name in tqdm(chosen, desc="Decomposing", unit="layer", disable=not progress):
+        module, family = layers[name]
+        scores = _scores(module, family, name, chosen[name])
+        factors[name] = choose_factors(
+            scores, chosen[name], plans[name], None if statistics is None else statistics[name]
+        )
+    qk_before = {name: _qk_parameters(*layers[name]) for name in layers}
+    for name, result in factors.items():
+        _install_(layers[name][0], result)
+    adopt_(model, {name: result.plan for name, result in factors.items()})
+    reports = [
+        _report(name, factors.get(name), qk_before[name], layers[name][1], layers[name][0]) for name in layers
+    ]
+    after = sum(p.numel() for p in model.parameters())
+    return CompressionReport(tuple(reports), before, after, statistics is not None, config)
+
+
+def _dense_layers(model: nn.Module) -> dict[str, tuple[nn.Module, Family]]:
+    if any(isinstance(m, CollabAttention) for m in model.modules()):
+        raise FamilyError("the model is compressed already; start from the original")
+    layers = {name: (module, family) for name, module, family in attention_layers(model)}
+    if not layers:
+        known = ", ".join(sorted({t for family in FAMILIES.values() for t in family.model_types}))
+        raise FamilyError(
+            f"{type(model).__name__} has no attention layer that collab_hf knows; it knows {known}"
+        )
+    return layers
+
+
+def _statistics(
+    model: PreTrainedModel,
+    layers: Mapping[str, nn.Module],
+    calibration: Iterable[Mapping[str, Any]] | Mapping[str, LayerStatistics] | None,
+    progress: bool,
+) -> Mapping[str, LayerStatistics] | None:
+    if calibration is None or isinstance(calibration, Mapping):
+        return calibration
+    return collect_statistics(model, layers, calibration, progress=progress)
+
+
+def _scores(module: nn.Module, family: Family, name: str, config: CollabConfig) -> ScoreTensor:
+    query, key, bias = family.head_factors(module)
+    dtype = getattr(torch, config.precision)
+    if not all(torch.isfinite(t).all() for t in (query, key, *([] if bias is None else [bias]))):
+        raise DecompositionError(f"the query or key weights of {name} are not finite")
+    return ScoreTensor(query.to(dtype), key.to(dtype), None if bias is None else bias.to(dtype))
+
+
+def _install_(module: nn.Module, factors: SharedFactors) -> None:
+    """Convert a dense module and fill in its factors."""
+    convert_(module, factors.plan)
+    family: Family = module.collab_family
+    query, key = family.projection(module, "query"), family.projection(module, "key")
+    rows: list[Tensor] = [factors.shared_key.T]
+    if factors.content_bias is not None:
+        rows.append(factors.content_bias)
+    with torch.no_grad():
+        query.weight.copy_(factors.shared_query.T)
+        key.weight.copy_(torch.cat(rows))
+    module.mixing.load_state_dict(factors.mixing.state_dict())
+
+
+def _qk_parameters(module: nn.Module, family: Family) -> int:
+    projections = (family.projection(module, "query"), family.projection(module, "key"))
+    return sum(p.numel() for projection in projections for p in projection.parameters())
+
+
+def _report(
+    name: str, factors: SharedFactors | None, before: int, family: Family, module: nn.Module
+) -> LayerReport:
+    if factors is None:
+        return LayerReport(name, "dense", family.shape(module).full_rank, None, 0.0, before, before)
+    method: Method = factors.plan.method
+    after = factors.num_parameters
+    return LayerReport(
+        name, method, factors.plan.query_rank, factors.plan, factors.relative_error, before, after
+    )
