@@ -1,14 +1,12 @@
-"""Collaborative versions of transformers' model and config classes, made on demand by name.
+"""Collaborative versions of transformers' model classes, made on demand by name.
 
-`CollabBertForMaskedLM` is `BertForMaskedLM` with the attention layers named in `config.collab` converted;
-`CollabBertConfig` is `BertConfig` with that field and a model type of its own. Saved checkpoints name these
-classes in `auto_map` and ship this file with the ones it imports, so that they load with
-`trust_remote_code=True` where collab_hf is not installed. It imports torch and transformers alone.
+`CollabBertForMaskedLM` is `BertForMaskedLM` with the attention layers named in `config.collab` converted.
+Saved checkpoints name these classes in `auto_map` and ship this file with the ones it imports, so that they
+load with `trust_remote_code=True` where collab_hf is not installed. It imports torch and transformers alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,50 +21,15 @@ from transformers.conversion_mapping import (
 from transformers.models.auto import modeling_auto
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
+from . import configuration_collab
 from .attention import CollabAttention, convert_
 from .config import LayerPlan
+from .configuration_collab import FORMAT, config_class
 from .errors import CheckpointError, ConfigError
 from .families import attention_layers, relative_name
 from .mixing import SelectionMixing
 
-# Version of the layout in config.json and of the factors' names; a newer one is refused.
-FORMAT = 1
-
-# Set by the package to register model classes with the Auto classes when a config is first met.
-on_config: Callable[[type[PreTrainedConfig]], None] | None = None
-
-_CLASSES: dict[str, type] = {}
-
-
-def config_class(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
-    """The collaborative version of a config class.
-
-    Args:
-        base: a transformers config class, such as BertConfig.
-
-    Returns:
-        A subclass with model type `collab_` + the base's, and the field `collab`.
-    """
-    name = "Collab" + base.__name__
-    if name not in _CLASSES:
-
-        def register_models_first(self: Any, **kwargs: Any) -> None:
-            if on_config is not None:
-                on_config(base)
-            base.__post_init__(self, **kwargs)
-
-        members = {
-            "__annotations__": {"collab": "dict | None"},
-            "__doc__": base.__doc__,
-            "__module__": __name__,
-            "__post_init__": register_models_first,
-            "__qualname__": name,
-            "_auto_class": "AutoConfig",
-            "collab": None,
-            "model_type": "collab_" + base.model_type,
-        }
-        _CLASSES[name] = type(name, (base,), members)
-    return _CLASSES[name]
+_CLASSES: dict[str, type[PreTrainedModel]] = {}
 
 
 class _CollabModel:
@@ -139,11 +102,9 @@ def model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     return _CLASSES[name]
 
 
-def __getattr__(name: str) -> type:
+def __getattr__(name: str) -> type[PreTrainedModel]:
     """Resolve `CollabBertModel` and the like, as `auto_map` and pickles name them."""
     base = getattr(transformers, name.removeprefix("Collab"), None) if name.startswith("Collab") else None
-    if isinstance(base, type) and issubclass(base, PreTrainedConfig):
-        return config_class(base)
     if isinstance(base, type) and issubclass(base, PreTrainedModel):
         return model_class(base)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -235,8 +196,8 @@ def adopt_(model: PreTrainedModel, plans: dict[str, LayerPlan]) -> None:
                 "layers": {name: plan.to_dict() for name, plan in plans.items()},
             }
             config.auto_map = auto_map(base_type)
-            if on_config is not None:
-                on_config(type(config).__mro__[1])
+            if configuration_collab.on_config is not None:
+                configuration_collab.on_config(type(config).__mro__[1])
 
 
 def check_factors(model: PreTrainedModel, info: dict[str, Any]) -> None:

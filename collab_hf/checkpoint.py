@@ -1,0 +1,209 @@
+"""Load checkpoints with plain errors, and write them whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from . import modeling_collab
+from .errors import CheckpointError
+from .registration import register
+
+# What transformers raises for a path, a config or weights that it can't use.
+_LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, json.JSONDecodeError)
+
+# Files of a checkpoint that are written anew, so that they are not taken over from the original.
+_WRITTEN_ANEW = (
+    "*.safetensors",
+    "*.bin",
+    "*.index.json",
+    "*.py",
+    "*.onnx",
+    "*.h5",
+    "*.msgpack",
+    "*.ot",
+    "config.json",
+)
+
+
+def load_model(
+    name: str | Path,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str | None = None,
+    revision: str | None = None,
+    subfolder: str = "",
+    token: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load a checkpoint, compressed or not, with the task head it was saved with, in eval mode.
+
+    Args:
+        name: a local directory, or an id on the Hub.
+        dtype: dtype of the weights; `auto` keeps the checkpoint's.
+        device: where to put the model; None for the CPU.
+        revision: branch, tag or commit on the Hub.
+        subfolder: folder of the checkpoint inside the repository or directory.
+        token: access token for private repositories; None for the environment's.
+        trust_remote_code: whether code in the checkpoint may run.
+
+    Returns:
+        The model.
+
+    Raises:
+        CheckpointError: the checkpoint is absent, corrupt, of an unknown architecture, or lacks weights.
+    """
+    register()
+    _check_local(Path(name) / subfolder, str(name))
+    where = {
+        "revision": revision,
+        "subfolder": subfolder,
+        "token": token,
+        "trust_remote_code": trust_remote_code,
+    }
+    try:
+        config = AutoConfig.from_pretrained(name, **where)
+        model, info = _model_class(config).from_pretrained(
+            name, config=config, dtype=dtype, output_loading_info=True, **where
+        )
+    except _LOADING_ERRORS as error:
+        raise CheckpointError(f"cannot load {name}: {_one_sentence(error)}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{name} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}"
+        )
+    return model.to(device) if device is not None else model
+
+
+def load_processor(name: str | Path, **where: Any) -> Any:
+    """Load a checkpoint's tokenizer, or else its image processor.
+
+    Args:
+        name: a local directory, or an id on the Hub.
+        **where: revision, subfolder, token, as for `load_model`.
+
+    Returns:
+        The tokenizer or image processor, or None where the checkpoint has neither.
+    """
+    for auto in (AutoTokenizer, AutoImageProcessor):
+        try:
+            return auto.from_pretrained(name, **where)
+        except _LOADING_ERRORS:
+            continue
+    return None
+
+
+@contextmanager
+def new_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A directory that appears whole or not at all: written beside its place, then renamed.
+
+    Args:
+        path: the directory to make.
+        overwrite: whether an existing one is replaced, at the very end.
+
+    Yields:
+        The directory to write into.
+
+    Raises:
+        CheckpointError: path exists and overwrite is False, or it can't be written.
+    """
+    path = path.absolute()
+    if path.exists() and not overwrite:
+        raise CheckpointError(f"{path} exists; choose another directory or pass --overwrite")
+    if path.exists() and not path.is_dir():
+        raise CheckpointError(f"{path} is a file, not a directory")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        yield beside
+        # mkdtemp makes it private; a checkpoint has the rights that any new directory gets.
+        beside.chmod(path.parent.stat().st_mode & 0o777)
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+            path.replace(old / path.name)
+            beside.replace(path)
+            shutil.rmtree(old)
+        else:
+            beside.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def save_checkpoint(
+    model: PreTrainedModel, directory: Path, *, original: str | Path, processor: Any = None
+) -> None:
+    """Write a compressed model as a checkpoint, with what belongs to the original beside it.
+
+    Args:
+        model: the compressed model.
+        directory: an empty directory, such as `new_directory` gives.
+        original: the checkpoint it was made from; where it is local, its other files (tokenizer,
+            sentence-transformers modules, licence) are taken over.
+        processor: tokenizer or image processor to save where the original is not local.
+
+    Raises:
+        CheckpointError: the disk is full or not writable.
+    """
+    try:
+        if Path(original).is_dir():
+            shutil.copytree(
+                original, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_WRITTEN_ANEW, ".*")
+            )
+        elif processor is not None:
+            processor.save_pretrained(directory)
+        model.save_pretrained(directory)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write the checkpoint: {_one_sentence(error)}") from error
+
+
+def _check_local(path: Path, name: str) -> None:
+    if not path.exists():
+        # A Hub id is `name` or `owner/name`; anything else can only have been meant as a path.
+        if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
+            raise CheckpointError(f"{name or 'the empty path'} is not a directory")
+        return
+    if not path.is_dir():
+        raise CheckpointError(f"{name} is a file; give the checkpoint's directory")
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"{name} has no config.json, so it is no transformers checkpoint")
+    for file in sorted(path.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} is corrupt or truncated: {_one_sentence(error)}") from error
+
+
+def _model_class(config: PreTrainedConfig) -> Any:
+    """The class that the checkpoint was saved from, or AutoModel where it is not transformers' own."""
+    name = (config.architectures or [""])[0]
+    home = modeling_collab if name.startswith("Collab") else transformers
+    return getattr(home, name, AutoModel) if name else AutoModel
+
+
+def _one_sentence(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0].strip() if text else type(error).__name__

@@ -1,0 +1,65 @@
+"""Collaborative versions of transformers' config classes, made on demand by name.
+
+`CollabBertConfig` is `BertConfig` with a model type of its own and the field `collab`: the form of each
+layer that is converted. This file ships with saved checkpoints and imports transformers alone; it stands
+apart from modeling_collab.py so that registering the configs does not load any model's code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import transformers
+from transformers import PreTrainedConfig
+
+if TYPE_CHECKING:
+    # Also what tells transformers to ship that file with a checkpoint.
+    from .modeling_collab import model_class as model_class
+
+# Version of the layout in config.json and of the factors' names; a newer one is refused.
+FORMAT = 1
+
+# Set by the package to register model classes with the Auto classes when a config is first met.
+on_config: Callable[[type[PreTrainedConfig]], None] | None = None
+
+_CLASSES: dict[str, type[PreTrainedConfig]] = {}
+
+
+def config_class(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
+    """Make the collaborative version of a config class.
+
+    Args:
+        base: a transformers config class, such as BertConfig.
+
+    Returns:
+        A subclass with model type `collab_` + the base's, and the field `collab`.
+    """
+    name = "Collab" + base.__name__
+    if name not in _CLASSES:
+
+        def register_models_first(self: Any, **kwargs: Any) -> None:
+            if on_config is not None:
+                on_config(base)
+            base.__post_init__(self, **kwargs)
+
+        members = {
+            "__annotations__": {"collab": "dict | None"},
+            "__doc__": base.__doc__,
+            "__module__": __name__,
+            "__post_init__": register_models_first,
+            "__qualname__": name,
+            "_auto_class": "AutoConfig",
+            "collab": None,
+            "model_type": "collab_" + base.model_type,
+        }
+        _CLASSES[name] = type(name, (base,), members)
+    return _CLASSES[name]
+
+
+def __getattr__(name: str) -> type[PreTrainedConfig]:
+    """Resolve `CollabBertConfig` and the like, as `auto_map` and pickles name them."""
+    base = getattr(transformers, name.removeprefix("Collab"), None) if name.startswith("Collab") else None
+    if isinstance(base, type) and issubclass(base, PreTrainedConfig):
+        return config_class(base)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
