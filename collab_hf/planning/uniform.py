@@ -1,15 +1,15 @@
-"""From what the user asks to a form for each layer."""
+"""The same budget for every layer: each gets the form of least error among those that fit."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 
-from .calibration import LayerStatistics
-from .config import AttentionShape, CollabConfig, ContentBias, LayerPlan, Method
-from .errors import RankError
-from .factors import SharedFactors
-from .tensors import ScoreTensor, decompose
+from ..calibration import LayerStatistics
+from ..config import AttentionShape, CollabConfig, ContentBias, LayerPlan, Method
+from ..errors import RankError
+from ..factors import SharedFactors
+from ..tensors import ScoreTensor, decompose
 
 # Kept of the query/key parameters when neither ranks nor a budget are given.
 DEFAULT_BUDGET = 0.25
