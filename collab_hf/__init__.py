@@ -5,16 +5,17 @@ Names are imported when first used, so that `import collab_hf` costs little more
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from .registration import register
 
 if TYPE_CHECKING:
     from .calibration import collect_statistics as collect_statistics
     from .checkpoint import load_model as load_model
     from .config import CollabConfig as CollabConfig
     from .config import LayerPlan as LayerPlan
+    from .dense import to_dense_ as to_dense_
     from .errors import CollabError as CollabError
     from .surgery import CompressionReport as CompressionReport
     from .surgery import compress_ as compress_
@@ -29,6 +30,7 @@ _HOME = {
     "collect_statistics": "calibration",
     "compress_": "surgery",
     "load_model": "checkpoint",
+    "to_dense_": "dense",
 }
 
 __all__ = [*sorted(_HOME), "__version__"]
@@ -46,4 +48,8 @@ def __dir__() -> list[str]:
     return __all__
 
 
-register()
+# The command registers when it loads a model: its help must not wait for transformers.
+if Path("".join(sys.argv[:1])).stem not in ("collab-hf", "hf-collab"):
+    from .registration import register
+
+    register()

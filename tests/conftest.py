@@ -96,7 +96,7 @@ def build_tiny(model_class: type[PreTrainedModel], config: Any) -> PreTrainedMod
         torch.manual_seed(0)
         model = model_class(config)
         for name, module in model.named_modules():
-            if name.rpartition(".")[2] in QUERY_KEY_NAMES and isinstance(module, nn.Linear):
+            if name.rpartition(".")[2] in QUERY_KEY_NAMES and getattr(module, "bias", None) is not None:
                 nn.init.normal_(module.bias)
     return model.eval()
 
