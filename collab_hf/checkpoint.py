@@ -90,7 +90,8 @@ def load_model(
         raise CheckpointError(
             f"{name} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}"
         )
-    return model.to(device) if device is not None else model
+    loaded: PreTrainedModel = model
+    return loaded if device is None else loaded.to(device=torch.device(device))
 
 
 def load_processor(name: str | Path, **where: Any) -> Any:

@@ -27,5 +27,9 @@ class CheckpointError(CollabError):
     """A checkpoint that can't be read, checked or written."""
 
 
+class DataError(CollabError):
+    """Evaluation data that can't be read or does not fit the task, or a model that can't be evaluated on it."""
+
+
 class DecompositionError(CollabError):
     """Weights that can't be decomposed, such as ones with NaN, or a solver that failed."""

@@ -72,7 +72,7 @@ class Family:
         query, key = self.projection(module, "query"), self.projection(module, "key")
 
         def heads(weight: Tensor) -> Tensor:
-            return weight.detach().unflatten(0, (shape.num_heads, shape.head_dim)).transpose(1, 2)
+            return weight.detach().view(shape.num_heads, shape.head_dim, -1).transpose(1, 2)
 
         bias = None if query.bias is None else query.bias.detach().view(shape.num_heads, shape.head_dim)
         return heads(query.weight), heads(key.weight), bias

@@ -86,20 +86,27 @@ def model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """
     name = "Collab" + base.__name__
     if name not in _CLASSES:
+        base_config = _config_class_of(base)
         members = {
             "__doc__": base.__doc__,
             "__module__": __name__,
             "__qualname__": name,
-            "config_class": config_class(base.config_class),
+            "config_class": config_class(base_config),
         }
         _CLASSES[name] = type(name, (_CollabModel, base), members)
         # Renamed weights (ViT's, say) are looked up by class name, and classes of others are skipped.
         renaming = get_checkpoint_conversion_mapping(base.__name__) or get_checkpoint_conversion_mapping(
-            base.config_class.model_type
+            base_config.model_type
         )
         if renaming:
             register_checkpoint_conversion_mapping(name, renaming, overwrite=True)
     return _CLASSES[name]
+
+
+def _config_class_of(model: type[PreTrainedModel]) -> type[PreTrainedConfig]:
+    if model.config_class is None:
+        raise ConfigError(f"{model.__name__} has no config class")
+    return model.config_class
 
 
 def __getattr__(name: str) -> type[PreTrainedModel]:
@@ -171,8 +178,12 @@ def apply_plans_(model: PreTrainedModel, plans: dict[str, LayerPlan]) -> None:
         plan.check(family.shape(module), name)
         convert_(module, plan)
     if plans:
-        # Made for the dense layers' names when the host was built.
-        model._weight_conversions = None
+        _forget_renaming(model)
+
+
+def _forget_renaming(model: PreTrainedModel) -> None:
+    """Drop the weight renaming that was looked up for the host's class, when the host was built or loaded."""
+    vars(model)["_weight_conversions"] = None
 
 
 def adopt_(model: PreTrainedModel, plans: dict[str, LayerPlan]) -> None:
@@ -186,9 +197,9 @@ def adopt_(model: PreTrainedModel, plans: dict[str, LayerPlan]) -> None:
         inner.__class__ = model_class(type(inner))
         # The registry of outputs that can be recorded goes by class.
         _CAN_RECORD_REGISTRY[inner] = inner._can_record_outputs
-        inner._weight_conversions = None
+        _forget_renaming(inner)
         config = inner.config
-        if not isinstance(config, inner.config_class):
+        if not isinstance(config, _config_class_of(type(inner))):
             base_type = config.model_type
             config.__class__ = config_class(type(config))
             config.collab = {

@@ -178,8 +178,8 @@ def _scores(module: nn.Module, family: Family, name: str, config: CollabConfig) 
 
 def _install_(module: nn.Module, factors: SharedFactors) -> None:
     """Convert a dense module and fill in its factors."""
+    family = FAMILIES[type(module).__name__]
     convert_(module, factors.plan)
-    family: Family = module.collab_family
     query, key = family.projection(module, "query"), family.projection(module, "key")
     rows: list[Tensor] = [factors.shared_key.T]
     if factors.content_bias is not None:
@@ -187,7 +187,7 @@ def _install_(module: nn.Module, factors: SharedFactors) -> None:
     with torch.no_grad():
         query.weight.copy_(factors.shared_query.T)
         key.weight.copy_(torch.cat(rows))
-    module.mixing.load_state_dict(factors.mixing.state_dict())
+    module.get_submodule("mixing").load_state_dict(factors.mixing.state_dict())
 
 
 def _qk_parameters(module: nn.Module, family: Family) -> int:
