@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -104,12 +105,47 @@ def load_processor(name: str | Path, **where: Any) -> Any:
     Returns:
         The tokenizer or image processor, or None where the checkpoint has neither.
     """
+    register()
     for auto in (AutoTokenizer, AutoImageProcessor):
         try:
-            return auto.from_pretrained(name, **where)
+            processor = auto.from_pretrained(name, **where)
         except _LOADING_ERRORS:
             continue
+        # Without any file transformers makes a tokenizer that knows its special tokens alone.
+        if auto is AutoImageProcessor or len(processor) > len(processor.all_special_ids):
+            return processor
     return None
+
+
+def check_output(path: Path, *, original: str | Path = "", overwrite: bool = False) -> None:
+    """Refuse a place that `new_directory` could not write, before any work is done.
+
+    Args:
+        path: the directory to make.
+        original: the checkpoint that is read; where it is local, it must not be overwritten.
+        overwrite: whether an existing checkpoint is replaced.
+
+    Raises:
+        CheckpointError: path exists and overwrite is False, is no checkpoint, or holds the original; or the
+            place is not writable.
+    """
+    path = path.absolute()
+    if path.exists():
+        if not overwrite:
+            raise CheckpointError(f"{path} exists; choose another directory or pass --overwrite")
+        if not path.is_dir():
+            raise CheckpointError(f"{path} is a file, not a directory")
+        if any(path.iterdir()) and not (path / "config.json").is_file():
+            raise CheckpointError(
+                f"{path} is no checkpoint (it has no config.json), so it is not overwritten"
+            )
+        if Path(original).exists() and Path(original).resolve().is_relative_to(path.resolve()):
+            raise CheckpointError(f"{path} holds the model that is read, so it is not overwritten")
+    parent = next(p for p in path.parents if p.exists())
+    if not parent.is_dir():
+        raise CheckpointError(f"cannot write {path}: {parent} is a file")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise CheckpointError(f"cannot write {path}: no permission in {parent}")
 
 
 @contextmanager
@@ -124,13 +160,10 @@ def new_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         The directory to write into.
 
     Raises:
-        CheckpointError: path exists and overwrite is False, or it can't be written.
+        CheckpointError: path exists and overwrite is False or it is no checkpoint, or it can't be written.
     """
     path = path.absolute()
-    if path.exists() and not overwrite:
-        raise CheckpointError(f"{path} exists; choose another directory or pass --overwrite")
-    if path.exists() and not path.is_dir():
-        raise CheckpointError(f"{path} is a file, not a directory")
+    check_output(path, overwrite=overwrite)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from collab_hf import CollabConfig, compress_, load_model
-from collab_hf.checkpoint import new_directory, save_checkpoint
+from collab_hf.checkpoint import check_output, load_processor, new_directory, save_checkpoint
 from collab_hf.errors import CheckpointError, ConfigError
 
 # One of each form of mixing: shapes on disk differ.
@@ -309,17 +309,55 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         interrupted()
     assert list(tmp_path.iterdir()) == []
     with new_directory(target) as beside:
-        (beside / "file").write_text("first")
+        (beside / "config.json").write_text("first")
     with (
         pytest.raises(CheckpointError, match="exists; choose another directory or pass --overwrite"),
         new_directory(target),
     ):
         pass
     with new_directory(target, overwrite=True) as beside:
-        (beside / "file").write_text("second")
-        assert (target / "file").read_text() == "first"
-    assert (target / "file").read_text() == "second"
+        (beside / "config.json").write_text("second")
+        assert (target / "config.json").read_text() == "first"
+    assert (target / "config.json").read_text() == "second"
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda path: path.mkdir() or (path / "diary.txt").touch(),
+            "is no checkpoint .it has no config.json",
+        ),
+        (lambda path: path.touch(), "is a file, not a directory"),
+    ],
+    ids=["another directory", "a file"],
+)
+def test_only_a_checkpoint_is_overwritten(tmp_path: Path, make: Any, message: str) -> None:
+    make(tmp_path / "place")
+    with (
+        pytest.raises(CheckpointError, match=message),
+        new_directory(tmp_path / "place", overwrite=True),
+    ):
+        pass
+    assert (tmp_path / "place" / "diary.txt").exists() or (tmp_path / "place").is_file()
+
+
+def test_the_original_is_not_overwritten(tmp_path: Path) -> None:
+    original = tmp_path / "models" / "bert"
+    original.mkdir(parents=True)
+    (tmp_path / "models" / "config.json").touch()
+    (original / "config.json").touch()
+    for output in (original, original.parent):
+        with pytest.raises(CheckpointError, match="holds the model that is read"):
+            check_output(output, original=original, overwrite=True)
+    check_output(original / "inside", original=original)
+
+
+def test_a_directory_without_tokenizer_files_has_no_tokenizer(tiny_bert: Any, tmp_path: Path) -> None:
+    """Transformers makes a tokenizer of five special tokens there, and every word is unknown to it."""
+    tiny_bert(BertModel).save_pretrained(tmp_path)
+    assert load_processor(tmp_path) is None
 
 
 def test_the_originals_other_files_come_along(tiny_bert: Any, tmp_path: Path) -> None:
