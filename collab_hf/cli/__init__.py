@@ -1,0 +1,83 @@
+"""The command line: `collab-hf compress | verify | evaluate`.
+
+Exit codes: 0 done, 2 bad usage or input, 1 anything else. Only this package prints. What a
+command needs is imported when it runs, so that help comes at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from collab_hf.cli import compress, evaluate, verify
+from collab_hf.cli.answers import AnsweringCommand
+from collab_hf.errors import CollabError
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Make the attention of pretrained Transformers smaller, and check what came out.",
+    epilog="Example: collab-hf compress bert-base-uncased -o bert-quarter --budget 0.25",
+)
+app.command(cls=AnsweringCommand, epilog=compress.EXAMPLE)(compress.compress)
+app.command(cls=AnsweringCommand, epilog=verify.EXAMPLE)(verify.verify)
+app.command(cls=AnsweringCommand, epilog=evaluate.EXAMPLE)(evaluate.evaluate)
+
+# What typer raises for arguments that it can't parse: BadParameter's ancestor, which it does not export.
+_UNUSABLE_ARGUMENTS: type[Exception] = next(
+    ancestor for ancestor in typer.BadParameter.__mro__ if ancestor.__name__ == "ClickException"
+)
+
+
+@app.callback(invoke_without_command=True)
+def _start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if version:
+        from collab_hf import __version__
+
+        typer.echo(__version__)
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: the words after `collab-hf`; None for those of the process.
+
+    Returns:
+        The exit code. What is neither the user's mistake nor an interruption is raised.
+    """
+    try:
+        result = app(arguments, prog_name="collab-hf", standalone_mode=False)
+    except CollabError as error:
+        return _fail(str(error), 2)
+    except _UNUSABLE_ARGUMENTS as error:
+        message = " ".join(error.format_message().split())  # type: ignore[attr-defined]
+        return _fail(message, 2)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", 1)
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        where = "" if error.filename is None else f" ({error.filename})"
+        return _fail(f"{error.strerror}{where}", 1)
+    # An exit code comes back where typer itself ended the run: 0 after help, 130 when interrupted.
+    return _fail("interrupted", 1) if isinstance(result, int) and result else 0
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run())
+
+
+def _fail(message: str, code: int) -> int:
+    typer.echo(f"error: {message}", err=True)
+    return code

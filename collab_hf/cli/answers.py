@@ -1,0 +1,73 @@
+"""What a command hands back, and the one place that prints it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The result of a command.
+
+    Attributes:
+        values: for `--json`; finite numbers only.
+        text: for people.
+    """
+
+    values: dict[str, Any]
+    text: str
+
+
+class AnsweringCommand(TyperCommand):
+    """A command whose function returns an `Answer`; whatever else it prints goes to stderr."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        """Run the command's function and print its answer on stdout."""
+        with redirect_stdout(sys.stderr):
+            answer: Answer = super().invoke(ctx)
+        typer.echo(json.dumps(answer.values, allow_nan=False) if ctx.params["as_json"] else answer.text)
+        return answer
+
+
+def start_reporting() -> bool:
+    """Leave stderr to progress bars and errors.
+
+    Returns:
+        Whether to draw progress bars: on a terminal alone, in transformers too.
+    """
+    from transformers.utils import logging
+
+    watched = sys.stderr.isatty()
+    logging.set_verbosity_error()
+    if not watched:
+        logging.disable_progress_bar()
+    return watched
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Lay out rows of text in columns, numbers to the right.
+
+    Args:
+        header: titles of the columns.
+        rows: cells, as many in each row as in the header.
+
+    Returns:
+        Lines without a newline at the end.
+    """
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    numeric = [all(row[column][:1].isdigit() for row in rows) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, numeric, strict=True)
+        ).rstrip()
+        for line in lines
+    )

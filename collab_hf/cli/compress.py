@@ -1,0 +1,191 @@
+"""`collab-hf compress`: a checkpoint goes in, a smaller one comes out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from collab_hf.cli import options
+from collab_hf.cli.answers import Answer, start_reporting, table
+from collab_hf.cli.loading import Loading
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from collab_hf.examples import ExampleBatches
+    from collab_hf.recipe import Recipe
+    from collab_hf.surgery import CompressionReport, LayerReport
+
+EXAMPLE = "Example: collab-hf compress bert-base-uncased -o bert-quarter --method cp --budget 0.25"
+
+Rank = Annotated[int | None, typer.Option(metavar="N", help="Width of both shared projections.")]
+QueryRank = Annotated[int | None, typer.Option(metavar="N", help="tucker: width of the shared query.")]
+KeyRank = Annotated[int | None, typer.Option(metavar="N", help="tucker: width of the shared key.")]
+KeyGroups = Annotated[int | None, typer.Option(metavar="G", help="tucker: groups of heads, each with a key.")]
+HeadRank = Annotated[int | None, typer.Option(metavar="N", help="tucker: rank of the core along the heads.")]
+ScoreWidth = Annotated[int | None, typer.Option(metavar="N", help="tucker: width of a head's score product.")]
+DimsPerHead = Annotated[
+    int | None, typer.Option(metavar="K", help="cp: shared dimensions that each head uses (sparse mixing).")
+]
+Budget = Annotated[
+    float | None,
+    typer.Option(
+        metavar="F", help="Share of query/key parameters to keep at most, in (0, 1].  [default: 0.25]"
+    ),
+]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|FOLDER|DATASET|none",
+        help="Examples of what the model reads: text one a line, images in a folder, or a data set; "
+        "`default` is what ships with the package, `none` decomposes the weights alone.  [default: default]",
+    ),
+]
+CalibrationExamples = Annotated[
+    int | None, typer.Option(metavar="N", help="Calibration examples at most.  [default: 1000]")
+]
+
+
+def compress(
+    model: options.Model,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="DIR", help="Where the result appears, whole or not at all."),
+    ],
+    method: Annotated[
+        Literal["auto", "cp", "tucker", "svd", "copy"] | None,
+        typer.Option(metavar="METHOD", help="auto, cp, tucker, svd or copy.  [default: auto]"),
+    ] = None,
+    rank: Rank = None,
+    query_rank: QueryRank = None,
+    key_rank: KeyRank = None,
+    key_groups: KeyGroups = None,
+    head_rank: HeadRank = None,
+    score_width: ScoreWidth = None,
+    dims_per_head: DimsPerHead = None,
+    budget: Budget = None,
+    content_bias: Annotated[
+        Literal["auto", "exact", "folded"] | None,
+        typer.Option(metavar="FORM", help="auto, exact or folded.  [default: auto]"),
+    ] = None,
+    calibration: Calibration = None,
+    calibration_examples: CalibrationExamples = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Of every random choice.  [default: 0]")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Recipe (YAML); options given beside it come first.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing checkpoint DIR.")
+    ] = False,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    revision: options.Revision = None,
+    subfolder: options.Subfolder = "",
+    token: options.Token = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.AsJson = False,
+) -> Answer:
+    """Replace the attention's query and key projections with smaller, shared ones.
+
+    Without a method or ranks: the best form at a quarter of the query/key parameters, chosen with the
+    examples that ship with the package. DIR gets the model, what belongs to the original beside it
+    (tokenizer, image processor), the recipe and a report.
+    """
+    from collab_hf.recipe import Recipe, current_versions, public_name
+
+    given = {
+        "method": method,
+        "rank": rank,
+        "query_rank": query_rank,
+        "key_rank": key_rank,
+        "key_groups": key_groups,
+        "head_rank": head_rank,
+        "score_width": score_width,
+        "dims_per_head": dims_per_head,
+        "budget": budget,
+        "content_bias": content_bias,
+        "calibration": calibration,
+        "calibration_examples": calibration_examples,
+        "seed": seed,
+    }
+    written = {} if config is None else Recipe.read(config)
+    chosen = {name: value for name, value in given.items() if value is not None}
+    made = {"model": public_name(model), "versions": current_versions()}
+    recipe = Recipe.from_dict({**written, **chosen, **made})
+    loading = Loading(dtype, device, revision, subfolder, token, trust_remote_code)
+    report, size = _compress(model, output, recipe, loading, overwrite)
+    values = {"model": model, "output": str(output), "file_size": size, **report.to_dict()}
+    return Answer(values, _describe(report, output, size))
+
+
+def _compress(
+    model: str, output: Path, recipe: Recipe, loading: Loading, overwrite: bool
+) -> tuple[CompressionReport, int]:
+    """Load, decompose and save; also the size of the weights' files in bytes."""
+    from collab_hf.checkpoint import check_output, new_directory, save_checkpoint
+    from collab_hf.recipe import RECIPE_FILE, REPORT_FILE
+    from collab_hf.surgery import compress_
+
+    original = Path(model) / loading.subfolder
+    check_output(output, original=original, overwrite=overwrite)
+    watched = start_reporting()
+    loaded = loading.model(model)
+    batches = _calibration_batches(model, recipe, loading, loaded.config)
+    report = compress_(loaded, recipe.config, batches, progress=watched)
+    with new_directory(output, overwrite=overwrite) as directory:
+        save_checkpoint(loaded, directory, original=original, processor=loading.find_processor(model))
+        recipe.write(directory / RECIPE_FILE)
+        text = json.dumps(report.to_dict(), indent=2, allow_nan=False)
+        (directory / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
+        return report, sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+
+
+def _calibration_batches(
+    model: str, recipe: Recipe, loading: Loading, config: PreTrainedConfig
+) -> ExampleBatches | None:
+    from collab_hf.examples import load_batches
+    from collab_hf.recipe import NO_CALIBRATION
+
+    if recipe.calibration == NO_CALIBRATION or recipe.config.method == "copy":
+        return None
+    return load_batches(
+        recipe.calibration,
+        loading.processor(model),
+        config=config,
+        max_examples=recipe.calibration_examples,
+        seed=recipe.config.seed,
+    )
+
+
+def _describe(report: CompressionReport, output: Path, size: int) -> str:
+    rows = [
+        [layer.name, layer.method, _ranks(layer), f"{layer.relative_error:.4f}", *_change(layer)]
+        for layer in report.layers
+    ]
+    kept = report.qk_parameters_after / report.qk_parameters_before
+    return "\n".join(
+        [
+            table(["layer", "method", "rank", "error", "Q/K before", "after"], rows),
+            "",
+            f"query/key: {report.qk_parameters_before:,} -> {report.qk_parameters_after:,} ({kept:.1%})",
+            f"whole model: {report.parameters_before:,} -> {report.parameters_after:,} parameters",
+            f"mean relative error: {report.mean_relative_error:.4f}"
+            f" ({'on calibration data' if report.calibrated else 'of the weights alone'})",
+            f"wrote {output} ({size / 1e6:.1f} MB of weights)",
+        ]
+    )
+
+
+def _ranks(layer: LayerReport) -> str:
+    if layer.plan is None or layer.plan.key_rank == layer.plan.query_rank:
+        return str(layer.rank)
+    return f"{layer.plan.query_rank}x{layer.plan.key_rank}"
+
+
+def _change(layer: LayerReport) -> tuple[str, str]:
+    return f"{layer.qk_parameters_before:,}", f"{layer.qk_parameters_after:,}"

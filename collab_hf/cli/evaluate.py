@@ -1,0 +1,128 @@
+"""`collab-hf evaluate`: how good a model is, or how close to another."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from collab_hf.cli import options
+from collab_hf.cli.answers import Answer, start_reporting
+from collab_hf.cli.loading import Loading
+from collab_hf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collab_hf.evaluation import Accuracy, Agreement, Similarity
+
+EXAMPLE = "Example: collab-hf evaluate bert-quarter --task agreement --against bert-base-uncased"
+
+
+def evaluate(
+    model: options.Model,
+    task: Annotated[
+        Literal["stsb", "agreement", "accuracy"],
+        typer.Option(
+            metavar="TASK",
+            help="stsb: Spearman and Pearson correlation of cosines with human scores; agreement: cosine of "
+            "embeddings with those of --against; accuracy: of a sequence classifier.",
+        ),
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|FOLDER",
+            help="stsb: TSV with the columns sentence1, sentence2, score; accuracy: with sentence, label; "
+            "agreement: text one a line or a folder of images, by default what ships with the package.",
+        ),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="agreement: the model that MODEL should equal.")
+    ] = None,
+    max_examples: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Examples at most, from all over the data.")
+    ] = None,
+    batch_size: options.BatchSize = 32,
+    max_length: options.MaxLength = 128,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    revision: options.Revision = None,
+    subfolder: options.Subfolder = "",
+    token: options.Token = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.AsJson = False,
+) -> Answer:
+    """Measure a model on data, or against another model."""
+    if task == "agreement" and against is None:
+        raise ConfigError("task agreement needs --against MODEL, the model to compare with")
+    if task != "agreement" and against is not None:
+        raise ConfigError(f"--against belongs to task agreement, got it with task {task}")
+    if task != "agreement" and data is None:
+        raise ConfigError(f"task {task} needs --data FILE, a tab-separated file")
+    watched = start_reporting()
+    loading = Loading(dtype, device, revision, subfolder, token, trust_remote_code)
+    sizes = {"batch_size": batch_size, "max_length": max_length}
+    found: Agreement | Similarity | Accuracy
+    if against is not None:
+        found = _agreement(model, against, data or "default", max_examples or 1000, loading, sizes, watched)
+    elif task == "stsb":
+        found = _similarity(model, Path(data or ""), max_examples, loading, sizes, watched)
+    else:
+        found = _accuracy(model, Path(data or ""), max_examples, loading, sizes, watched)
+    values = asdict(found)
+    text = "\n".join(f"{name.replace('_', ' ')}: {_plain(value)}" for name, value in values.items())
+    return Answer({"model": model, "task": task, "data": data, "against": against, **values}, text)
+
+
+def _similarity(
+    name: str,
+    data: Path,
+    max_examples: int | None,
+    loading: Loading,
+    sizes: dict[str, int],
+    watched: bool,
+) -> Similarity:
+    from collab_hf.evaluation import measure_similarity, read_scores
+
+    pairs, scores = read_scores(data, max_examples)  # first: a mistake here is cheap to find
+    model, tokenizer = loading.model(name), loading.processor(name)
+    return measure_similarity(model, tokenizer, pairs, scores, **sizes, progress=watched)
+
+
+def _accuracy(
+    name: str,
+    data: Path,
+    max_examples: int | None,
+    loading: Loading,
+    sizes: dict[str, int],
+    watched: bool,
+) -> Accuracy:
+    from collab_hf.evaluation import measure_accuracy, read_table
+
+    rows = read_table(data, ("sentence", "label"), max_examples)
+    sentences, labels = [row[0] for row in rows], [row[1] for row in rows]
+    model, tokenizer = loading.model(name), loading.processor(name)
+    return measure_accuracy(model, tokenizer, sentences, labels, **sizes, progress=watched)
+
+
+def _agreement(
+    name: str,
+    against: str,
+    data: str,
+    max_examples: int,
+    loading: Loading,
+    sizes: dict[str, int],
+    watched: bool,
+) -> Agreement:
+    from collab_hf.evaluation import measure_agreement
+    from collab_hf.examples import load_batches
+
+    model, processor = loading.model(name), loading.processor(name)
+    reference = replace(loading, revision=None, subfolder="").model(against)
+    batches = load_batches(data, processor, config=model.config, max_examples=max_examples, **sizes)
+    return measure_agreement(model, reference, batches, progress=watched)
+
+
+def _plain(value: float) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

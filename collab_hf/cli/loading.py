@@ -1,0 +1,97 @@
+"""How the commands load checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from collab_hf.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What the loading options of a command say.
+
+    Attributes:
+        dtype: dtype of the weights, or `auto`.
+        device: as torch spells it, or `auto`: a GPU if there is one.
+        revision: branch, tag or commit on the Hub.
+        subfolder: folder of the checkpoint inside the repository or directory.
+        token: access token for the Hub.
+        trust_remote_code: whether code in the checkpoint may run.
+    """
+
+    dtype: str = "auto"
+    device: str = "auto"
+    revision: str | None = None
+    subfolder: str = ""
+    token: str | None = None
+    trust_remote_code: bool = False
+
+    def model(self, name: str) -> PreTrainedModel:
+        """Load a model in eval mode.
+
+        Args:
+            name: Hub id or local directory.
+
+        Returns:
+            The model, on its device.
+
+        Raises:
+            CheckpointError: the checkpoint can't be loaded.
+            ConfigError: there is no such device here.
+        """
+        from collab_hf.checkpoint import load_model
+
+        return load_model(name, dtype=self.dtype, device=_find_device(self.device), **self._where())
+
+    def processor(self, name: str) -> Any:
+        """Load a model's tokenizer or image processor.
+
+        Args:
+            name: Hub id or local directory.
+
+        Returns:
+            The tokenizer or image processor.
+
+        Raises:
+            CheckpointError: the checkpoint has neither.
+        """
+        processor = self.find_processor(name)
+        if processor is None:
+            raise CheckpointError(
+                f"{name} has no tokenizer or image processor to prepare data with; add its files"
+            )
+        return processor
+
+    def find_processor(self, name: str) -> Any:
+        """The model's tokenizer or image processor, or None where the checkpoint has neither."""
+        from collab_hf.checkpoint import load_processor
+
+        return load_processor(name, **self._where())
+
+    def _where(self) -> dict[str, Any]:
+        return {
+            "revision": self.revision,
+            "subfolder": self.subfolder,
+            "token": self.token,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+
+def _find_device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ConfigError(f"device {name!r} can't be used: {reason}") from error
+    return device

@@ -1,0 +1,31 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or local directory of a checkpoint.")]
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a compressed checkpoint.")]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(metavar="DTYPE", help="float32, bfloat16, float16, or auto: the checkpoint's own."),
+]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, or auto: a GPU if any.")]
+Revision = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of MODEL on the Hub.")
+]
+Subfolder = Annotated[str, typer.Option(metavar="PATH", help="Folder of the checkpoint inside MODEL.")]
+Token = Annotated[
+    str | None, typer.Option(metavar="TOKEN", help="Hub access token; by default the one logged in with.")
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let code that comes with MODEL run.")
+]
+BatchSize = Annotated[int, typer.Option(metavar="N", min=1, help="Examples a batch.")]
+MaxLength = Annotated[int, typer.Option(metavar="N", min=1, help="Tokens that a text is cut to.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")
+]

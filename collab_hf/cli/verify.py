@@ -1,0 +1,74 @@
+"""`collab-hf verify`: is a compressed checkpoint whole, and how far is it from its original."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from collab_hf.cli import options
+from collab_hf.cli.answers import Answer, start_reporting
+from collab_hf.cli.loading import Loading
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from collab_hf.verification import Verification
+
+EXAMPLE = "Example: collab-hf verify bert-quarter --against bert-base-uncased"
+
+
+def verify(
+    directory: options.Directory,
+    against: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The original, to compare outputs with.")
+    ] = None,
+    data: Annotated[
+        str,
+        typer.Option(metavar="FILE|FOLDER", help="Text one a line or a folder of images to compare on."),
+    ] = "default",
+    max_examples: Annotated[int, typer.Option(metavar="N", min=1, help="Examples to compare on.")] = 32,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code", help="Let the code in DIR run although it is not this version's."
+        ),
+    ] = False,
+    as_json: options.AsJson = False,
+) -> Answer:
+    """Load DIR in fresh processes, with and without collab_hf, and check every factor."""
+    from collab_hf.checkpoint import load_model
+    from collab_hf.examples import load_batches
+    from collab_hf.verification import verify_checkpoint
+
+    start_reporting()
+    name = str(directory)
+    loading = Loading(device="cpu", trust_remote_code=trust_remote_code)
+    config = loading.model(name).config
+    batches = load_batches(data, loading.processor(name), config=config, max_examples=max_examples)
+    original = None if against is None else load_model(against)
+    found = verify_checkpoint(directory, batches, original=original, trust_remote_code=trust_remote_code)
+    values = {"directory": name, "against": against, **asdict(found)}
+    return Answer(values, _describe(found, directory, against))
+
+
+def _describe(found: Verification, directory: Path, against: str | None) -> str:
+    lines = [
+        f"{directory} is whole: {found.factors} factors in {found.layers} layers, all finite, "
+        f"{found.qk_parameters:,} query/key parameters",
+        "fresh process with collab_hf: loads, same outputs",
+        "fresh process without collab_hf: "
+        + (
+            "loads, same outputs"
+            if found.code_loads
+            else "not tried, its code is not this version's (see --trust-remote-code)"
+        ),
+    ]
+    if found.difference is not None:
+        difference = found.difference
+        lines.append(
+            f"outputs against {against}: max difference {difference.maximum:.3g}, "
+            f"mean {difference.mean:.3g}, relative {difference.relative:.3g}"
+        )
+    return "\n".join(lines)

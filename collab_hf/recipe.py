@@ -1,0 +1,130 @@
+"""The recipe of a compressed checkpoint: every choice that made it, as a YAML file that makes it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .config import CollabConfig
+from .errors import ConfigError
+
+# Files that a compressed checkpoint carries beside its weights.
+RECIPE_FILE = "collab_recipe.yaml"
+REPORT_FILE = "collab_report.json"
+
+NO_CALIBRATION = "none"
+DEFAULT_EXAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a checkpoint was, or is to be, compressed.
+
+    Attributes:
+        config: method and ranks.
+        calibration: `default`, `none`, a file, a folder or a data set id.
+        calibration_examples: examples used at most.
+        model: the checkpoint that was compressed, by id or by its directory's last name; for the reader.
+        versions: of the packages that made it; for the reader.
+    """
+
+    config: CollabConfig
+    calibration: str = "default"
+    calibration_examples: int = DEFAULT_EXAMPLES
+    model: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> dict[str, Any]:
+        """Read a recipe's entries; `from_dict` makes a recipe of them, alone or with others laid over them.
+
+        Args:
+            path: a YAML file.
+
+        Returns:
+            The entries by name.
+
+        Raises:
+            ConfigError: the file can't be read, or is not a mapping.
+        """
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"the recipe {path} can't be read: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"the recipe {path} is not YAML: {reason}") from error
+        if values is None:
+            return {}
+        if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+            raise ConfigError(f"the recipe {path} must be a mapping of settings, got {type(values).__name__}")
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        """Make a recipe of its entries.
+
+        Args:
+            values: the fields of `CollabConfig` and of `Recipe`, side by side.
+
+        Returns:
+            The recipe.
+
+        Raises:
+            ConfigError: an unknown entry, or settings that contradict each other.
+        """
+        own = {name for name in cls.__dataclass_fields__ if name != "config"}
+        known = own | set(CollabConfig.__dataclass_fields__)
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigError(
+                f"unknown setting {unknown[0]!r} in the recipe; it knows {', '.join(sorted(known))}"
+            )
+        settings = {name: value for name, value in values.items() if name not in own}
+        rest = {name: value for name, value in values.items() if name in own}
+        if not isinstance(rest.get("calibration", ""), str):
+            raise ConfigError(f"calibration must be text, got {rest['calibration']!r}")
+        examples = rest.get("calibration_examples", DEFAULT_EXAMPLES)
+        if not isinstance(examples, int) or examples < 1:
+            raise ConfigError(f"calibration_examples must be an integer of at least 1, got {examples!r}")
+        return cls(CollabConfig.from_dict(settings), **rest)
+
+    def write(self, path: Path) -> None:
+        """Write the recipe as YAML, without local paths.
+
+        Args:
+            path: the file.
+        """
+        local = Path(self.calibration).expanduser()
+        values: dict[str, Any] = {
+            "model": self.model,
+            **self.config.to_dict(),
+            "calibration": local.name if local.exists() else self.calibration,
+        }
+        if self.calibration_examples != DEFAULT_EXAMPLES:
+            values["calibration_examples"] = self.calibration_examples
+        values["versions"] = dict(self.versions)
+        path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def public_name(model: str) -> str:
+    """A checkpoint's name without the local path that leads to it.
+
+    Args:
+        model: a Hub id or a local directory.
+
+    Returns:
+        The id, or the directory's last name.
+    """
+    path = Path(model).expanduser()
+    return path.resolve().name if path.exists() else model
+
+
+def current_versions() -> dict[str, str]:
+    """Versions of the packages that decide about the numbers."""
+    return {name: version(name) for name in ("collab-hf", "torch", "transformers")}
