@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,18 +31,8 @@ from .registration import register
 # What transformers raises for a path, a config or weights that it can't use.
 _LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, json.JSONDecodeError)
 
-# Files of a checkpoint that are written anew, so that they are not taken over from the original.
-_WRITTEN_ANEW = (
-    "*.safetensors",
-    "*.bin",
-    "*.index.json",
-    "*.py",
-    "*.onnx",
-    "*.h5",
-    "*.msgpack",
-    "*.ot",
-    "config.json",
-)
+# Weights and code at a checkpoint's top: written anew, so not taken over from the original.
+_WRITTEN_ANEW = ("*.safetensors", "*.bin", "*.index.json", "*.py", "*.onnx", "*.h5", "*.msgpack", "*.ot")
 
 
 def load_model(
@@ -203,14 +194,22 @@ def save_checkpoint(
     """
     try:
         if Path(original).is_dir():
-            shutil.copytree(
-                original, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_WRITTEN_ANEW, ".*")
-            )
+            shutil.copytree(original, directory, dirs_exist_ok=True, ignore=_left_behind(Path(original)))
         elif processor is not None:
             processor.save_pretrained(directory)
         model.save_pretrained(directory)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write the checkpoint: {_one_sentence(error)}") from error
+
+
+def _left_behind(original: Path) -> Callable[[str, list[str]], set[str]]:
+    """What a copy leaves out: hidden files, and weights and code at the top (a module's own stay)."""
+
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        patterns = (".*", *_WRITTEN_ANEW) if Path(folder) == original else (".*",)
+        return {name for pattern in patterns for name in fnmatch.filter(names, pattern)}
+
+    return ignored
 
 
 def _check_local(path: Path, name: str) -> None:

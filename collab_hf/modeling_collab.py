@@ -56,12 +56,20 @@ class _CollabModel:
                 init.copy_(module.mixing.index, index.view_as(module.mixing.index))
 
     @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls,
+        *args: Any,
+        output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         """Load as transformers does, and be strict about the factors.
 
         Args:
             *args: as for PreTrainedModel.
             output_loading_info: whether to return the loading report too.
+            ignore_mismatched_sizes: whether weights of another shape, such as another task's head, may be
+                initialised anew; never the factors.
             **kwargs: as for PreTrainedModel.
 
         Returns:
@@ -70,8 +78,17 @@ class _CollabModel:
         Raises:
             CheckpointError: a factor is missing, unknown or has another shape than config.json says.
         """
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)  # type: ignore[misc]
+        # Always lenient here, since transformers' own refusal does not name the weight.
+        model, info = super().from_pretrained(  # type: ignore[misc]
+            *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
         check_factors(model, info)
+        if info["mismatched_keys"] and not ignore_mismatched_sizes:
+            name, found, expected = min(info["mismatched_keys"])
+            raise CheckpointError(
+                f"{name} has shape {tuple(found)} in the checkpoint and {tuple(expected)} in the model; pass "
+                "ignore_mismatched_sizes=True to initialise it anew"
+            )
         return (model, info) if output_loading_info else model
 
 

@@ -247,7 +247,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_bert: Any) -> None
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     plain = gradients()
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     checkpointed = gradients()
     names = [n for n, p in model.named_parameters() if p.grad is not None]
     assert any("mixing.query_core" in n for n in names)
