@@ -1,0 +1,144 @@
+"""`decompose`: one call for every method, on weights or on what the softmax sees."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from collab_hf.config import LayerPlan
+from collab_hf.errors import RankError
+from collab_hf.factors import SharedFactors
+from collab_hf.mixing import build_mixing
+
+from .cp import decompose_cp
+from .moments import Moments
+from .score_tensor import ScoreTensor
+from .solution import Solution
+from .svd import decompose_svd
+from .tensorly_solver import solve_with_tensorly
+from .tucker import TuckerRanks, decompose_tucker
+from .whitening import Metric
+
+
+def decompose(
+    scores: ScoreTensor,
+    plan: LayerPlan,
+    *,
+    query_moments: Moments | None = None,
+    key_moments: Moments | None = None,
+    damping: float = 1e-3,
+    precision: Literal["float64", "float32"] = "float64",
+    solver: str | None = None,
+    seed: int = 0,
+    max_sweeps: int | None = None,
+    tol: float = 1e-4,
+) -> SharedFactors:
+    """Give a layer's query and key the shared form that a plan describes.
+
+    With moments, the expected squared error of the scores that the softmax sees is minimised (values that
+    depend on the query token alone drop out of it), and the part of the error that the mean input causes
+    becomes content bias, exactly. Without moments, the error of the weights is minimised.
+
+    Args:
+        scores: the dense layer's per-head factors, not divided by sqrt(head_dim).
+        plan: method and ranks.
+        query_moments: mean and covariance of the input of the query projection, or None.
+        key_moments: the same of the key projection's input; that of the query where None.
+        damping: added to the covariances' diagonal, relative to its mean (dimensionless, >= 0).
+        precision: dtype inside the solvers and of the result.
+        solver: None for the structured solvers, or a tensorly decomposition such as `tensorly.parafac`.
+        seed: seed of every random choice.
+        max_sweeps: most sweeps of the alternating solvers; None takes each solver's own.
+        tol: smallest fall of the relative error per sweep that goes on, as a share of the error.
+
+    Returns:
+        Factors on the scores' device. Their plan is the one given, save that svd narrows score_width to the
+        rank of its widest head. relative_error is whitened where moments are given, and with a folded content
+        bias it includes the error of that bias.
+
+    Raises:
+        RankError: a rank that the layer can't have.
+        ConfigError: an unknown method or content bias.
+        DecompositionError: moments that do not fit the weights or are not finite, or a solver that failed.
+    """
+    _check(plan, scores)
+    scores = scores.to(getattr(torch, precision))
+    if key_moments is None and scores.shape.key_size == scores.shape.query_size:
+        key_moments = query_moments
+    mean = scores.query.new_zeros(scores.shape.query_size)
+    if query_moments is not None:
+        mean = query_moments.mean.to(mean)
+        scores = scores.absorb_mean(mean)
+    query_metric = Metric.from_moments(query_moments, damping, scores.query)
+    key_metric = Metric.from_moments(key_moments, damping, scores.key)
+    whitened = scores.whiten(query_metric, key_metric)
+    if plan.content_bias == "exact":
+        whitened = whitened.without_bias()
+    elif scores.query_bias is None:
+        whitened = replace(whitened, query_bias=whitened.query.new_zeros(whitened.query.shape[::2]))
+    with torch.no_grad():
+        if solver is None:
+            solution = _solve(whitened, plan, max_sweeps, tol)
+        else:
+            solution = solve_with_tensorly(whitened, plan, solver, seed, max_sweeps, tol)
+        solution = replace(
+            solution,
+            shared_query=query_metric.unwhiten(solution.shared_query),
+            shared_key=key_metric.unwhiten(solution.shared_key),
+        )
+        return _assemble(scores, plan, solution, mean)
+
+
+def _check(plan: LayerPlan, scores: ScoreTensor) -> None:
+    """Refuse plans that the solvers can't follow."""
+    plan.check(scores.shape)
+    if plan.method != "tucker" and plan.key_rank != plan.query_rank:
+        raise RankError(
+            f"key_rank must equal query_rank for {plan.method}, got {plan.key_rank} and {plan.query_rank}"
+        )
+    full_rank, head_dim = scores.shape.full_rank, scores.shape.head_dim
+    if plan.method == "copy" and (plan.query_rank, plan.score_width) != (full_rank, head_dim):
+        raise RankError(
+            f"rank and score_width must be {full_rank} and {head_dim} for copy, "
+            f"got {plan.query_rank} and {plan.score_width}"
+        )
+
+
+def _solve(scores: ScoreTensor, plan: LayerPlan, max_sweeps: int | None, tol: float) -> Solution:
+    options: dict[str, Any] = {"tol": tol}
+    if max_sweeps is not None:
+        options["max_sweeps"] = max_sweeps
+    if plan.method == "cp":
+        return decompose_cp(scores, plan.query_rank, **options)
+    if plan.method == "tucker":
+        ranks = TuckerRanks(plan.query_rank, plan.key_rank, plan.score_width)
+        return decompose_tucker(scores, ranks, **options)
+    if plan.method == "svd":
+        return decompose_svd(scores, plan.query_rank, min(plan.score_width, scores.shape.head_dim))
+    heads = scores.query.transpose(0, 1).flatten(1), scores.key.transpose(0, 1).flatten(1)
+    return Solution(*heads, {}, scores.query_bias, [0.0])
+
+
+def _assemble(scores: ScoreTensor, plan: LayerPlan, solution: Solution, mean: Tensor) -> SharedFactors:
+    """Build the mixing, and settle what the mean input leaves to the content bias."""
+    if plan.method == "svd":
+        plan = replace(plan, score_width=solution.mixing["index"].shape[1])
+    mixing = build_mixing(plan, scores.shape.num_heads).to(scores.query)
+    state = dict(solution.mixing)
+    if solution.bias is not None:
+        state["bias"] = solution.bias
+    mixing.load_state_dict(state)
+    factors = SharedFactors(
+        plan, solution.shared_query, solution.shared_key, mixing, None, solution.errors[-1]
+    )
+    # The scores' bias stands for inputs with their mean taken off; the mixing sees them with it.
+    mean_query = (mean @ factors.shared_query) @ mixing.query_maps().to(mean)  # (H, w)
+    if mixing.bias is not None:
+        mixing.bias.copy_(mixing.bias - mean_query)
+        return factors
+    right = factors.shared_key @ mixing.key_maps().to(mean)  # (H, E, w)
+    content_bias = scores.content_bias() - torch.einsum("hjw,hw->hj", right, mean_query)
+    return replace(factors, content_bias=content_bias)

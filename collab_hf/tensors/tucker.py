@@ -1,0 +1,145 @@
+"""tucker: T_h ~ A P_h Q_h^T B^T by alternating subspace updates (HOOI) on the per-head factors.
+
+With a content bias, every slice has one more query row l_h, which A leaves alone: the core slice of head h is
+then the (R_q + 1) x R_k matrix [A^T T_h; l_h] B. Its truncation to rank score_width gives P_h (with the query
+bias c_h as its last row) and Q_h.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .linalg import product_svd, top_eigenvectors
+from .score_tensor import ScoreTensor
+from .solution import Solution, converged, relative
+
+
+@dataclass(frozen=True)
+class TuckerRanks:
+    """Sizes of a Tucker decomposition.
+
+    Attributes:
+        query: width of the shared query, 1 to query_size.
+        key: width of the shared key, 1 to key_size.
+        score: most rank of one head's core slice, <= key; equal to key leaves the slices alone.
+    """
+
+    query: int
+    key: int
+    score: int
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether core slices are limited in rank."""
+        return self.score < self.key
+
+
+def core_factors(scores: ScoreTensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of every head's core slice: left_h right_h^T = [A^T T_h; l_h] B.
+
+    Args:
+        scores: per-head factors.
+        query: A with orthonormal columns, (D, R_q).
+        key: B with orthonormal columns, (E, R_k).
+
+    Returns:
+        left (H, R_q or R_q + 1, d) and right (H, R_k, d).
+    """
+    left = scores.project_query(query).mT
+    if scores.query_bias is not None:
+        left = torch.cat([left, scores.query_bias.unsqueeze(1)], dim=1)
+    return left, scores.project_key(key).mT
+
+
+def _captured_right(scores: ScoreTensor, query: Tensor, key: Tensor, ranks: TuckerRanks) -> Tensor:
+    """K_h^T B Q_h for the best Q_h, (H, d, w): what the query side sees of the keys."""
+    left, right = core_factors(scores, query, key)
+    if not ranks.narrowed:
+        return right.mT
+    return right.mT @ product_svd(left, right)[2][..., : ranks.score]
+
+
+def _captured_left(scores: ScoreTensor, query: Tensor, key: Tensor, ranks: TuckerRanks) -> Tensor:
+    """The same of the queries (and of the content bias), (H, d, w), for the best P_h."""
+    left, right = core_factors(scores, query, key)
+    if not ranks.narrowed:
+        return left.mT
+    return left.mT @ product_svd(left, right)[0][..., : ranks.score]
+
+
+def _captured(scores: ScoreTensor, query: Tensor, key: Tensor, ranks: TuckerRanks) -> Tensor:
+    """Sum of squares of the truncated core slices: what the approximation has of ||T||^2 + ||l||^2."""
+    left, right = core_factors(scores, query, key)
+    if not ranks.narrowed:
+        return ((left.mT @ left) * (right.mT @ right)).sum()
+    return product_svd(left, right)[1][..., : ranks.score].square().sum()
+
+
+def start_subspaces(scores: ScoreTensor, ranks: TuckerRanks) -> tuple[Tensor, Tensor]:
+    """Leading subspaces of the two unfoldings (HOSVD): A (D, R_q) and B (E, R_k), orthonormal."""
+    query_inner, key_inner = scores.query.mT @ scores.query, scores.key.mT @ scores.key
+    if scores.query_bias is not None:
+        query_inner = query_inner + scores.query_bias.unsqueeze(2) * scores.query_bias.unsqueeze(1)
+    query = top_eigenvectors(scores.query_gram(key_inner), ranks.query)
+    return query, top_eigenvectors(scores.key_gram(query_inner), ranks.key)
+
+
+def decompose_tucker(
+    scores: ScoreTensor, ranks: TuckerRanks, *, max_sweeps: int = 30, tol: float = 1e-4
+) -> Solution:
+    """Factor the score tensor into one query subspace, one key subspace and a small core per head.
+
+    Args:
+        scores: per-head factors, whitened or not; a query bias is fitted along.
+        ranks: widths of the shared projections and of the score product.
+        max_sweeps: most sweeps.
+        tol: smallest fall of the relative error per sweep that goes on, as a share of the error.
+
+    Returns:
+        Factors with orthonormal shared projections and `mixing["query_core"]`, and `mixing["key_core"]`
+        where ranks.score < ranks.key.
+
+    Source:
+        De Lathauwer, De Moor & Vandewalle 2000, for HOOI; the truncation of the core slices is the same
+        alternation with one more exact step (each update is the best answer with the rest fixed).
+    """
+    query, key = start_subspaces(scores, ranks)
+    total = scores.squared_norm + scores.content_bias().square().sum()
+
+    def error() -> float:
+        return relative(total - _captured(scores, query, key, ranks), scores.squared_norm)
+
+    errors = [error()]
+    for _ in range(max_sweeps):
+        if converged(errors, tol):
+            break
+        right = _captured_right(scores, query, key, ranks)
+        query = top_eigenvectors(scores.query_gram(right @ right.mT), ranks.query)
+        left = _captured_left(scores, query, key, ranks)
+        key = top_eigenvectors(scores.key_gram(left @ left.mT), ranks.key)
+        errors.append(min(error(), errors[-1]))  # at the fixed point, rounding can raise the last digit
+    cores, bias = _cores(scores, query, key, ranks)
+    return Solution(query, key, cores, bias, errors)
+
+
+def _cores(
+    scores: ScoreTensor, query: Tensor, key: Tensor, ranks: TuckerRanks
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """The mixing's cores (H, w, R), and c_h (H, w) where there is a content bias."""
+    left, right = core_factors(scores, query, key)
+    if ranks.narrowed:
+        u, values, v = product_svd(left, right)
+        scale = values.sqrt().unsqueeze(1)  # shared out evenly, so that both cores train alike
+        left, right = u * scale, v * scale
+        # A core slice of lower rank than asked for (head_dim < score_width) is padded with zeros.
+        missing = max(0, ranks.score - values.shape[1])
+        left, right = (torch.nn.functional.pad(x[..., : ranks.score], (0, missing)) for x in (left, right))
+        cores = {"key_core": right.mT.contiguous()}
+    else:
+        left, cores = left @ right.mT, {}
+    size = query.shape[1]
+    cores["query_core"] = left[:, :size].mT.contiguous()
+    return cores, None if scores.query_bias is None else left[:, size].contiguous()
