@@ -1,0 +1,92 @@
+"""Tiny checkpoints with a tokenizer, and the command line run inside the test's process."""
+
+import json
+import string
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import BertTokenizer, PreTrainedModel, ViTImageProcessorPil
+from transformers.utils import logging
+
+from collab_hf import cli
+
+# Every letter alone and inside a word, so that no lower-case word is unknown.
+VOCABULARY = [
+    *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+    *string.ascii_lowercase,
+    *(f"##{letter}" for letter in string.ascii_lowercase),
+    *(".", ",", "'"),
+]
+SENTENCES = [
+    "a cat sat on the mat",
+    "dogs bark",
+    "the sun is up, and so are we",
+    "rain",
+    "who wrote this",
+    "it is cold today, isn't it",
+]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one command did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The one JSON object on stdout."""
+        values: dict[str, Any] = json.loads(self.out)
+        return values
+
+    @property
+    def complaint(self) -> str:
+        """The one sentence on stderr of a command that refused its input."""
+        assert self.code == 2, self
+        assert self.out == ""
+        assert self.err.startswith("error: ")
+        assert self.err.count("\n") == 1, self.err
+        return self.err.removeprefix("error: ").strip()
+
+
+class CommandLine:
+    """Calls `collab-hf` in this process, and leaves transformers' logging as it was."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *arguments: object) -> Result:
+        verbosity = logging.get_verbosity()
+        self._capsys.readouterr()
+        try:
+            code = cli.run([str(argument) for argument in arguments])
+        finally:
+            logging.set_verbosity(verbosity)
+            logging.enable_progress_bar()
+        captured = self._capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+
+def save_with_tokenizer(model: PreTrainedModel, directory: Path) -> Path:
+    """Save a tiny BERT whose vocabulary is that of the tokenizer beside it."""
+    model.save_pretrained(directory)
+    vocabulary = {token: index for index, token in enumerate(VOCABULARY)}
+    BertTokenizer(vocab=vocabulary, model_max_length=38).save_pretrained(directory)
+    return directory
+
+
+def save_with_image_processor(model: PreTrainedModel, directory: Path) -> Path:
+    """Save a tiny image model and the processor that makes its 16 x 16 pixels."""
+    model.save_pretrained(directory)
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(directory)
+    return directory
+
+
+def write_lines(path: Path, lines: list[str]) -> Path:
+    """A text file, one line an entry."""
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path

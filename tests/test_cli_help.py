@@ -1,0 +1,96 @@
+"""Help comes at once, says how, and errors of usage are one sentence."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli_support import CommandLine
+from collab_hf import __version__, cli
+
+COMMANDS = ("compress", "verify", "evaluate")
+
+
+@pytest.fixture
+def collab_hf(capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    return CommandLine(capsys)
+
+
+def test_help_does_not_wait_for_torch_or_transformers() -> None:
+    """What makes it slow is imports; time itself is not measured, machines differ."""
+    code = (
+        "import sys; sys.argv = ['/usr/bin/collab-hf', '--help']\n"
+        "from collab_hf.cli import run\n"
+        "assert run() == 0\n"
+        "assert run(['compress', '--help']) == 0\n"
+        "print(sorted({'torch', 'transformers', 'numpy', 'yaml', 'rich'} & set(sys.modules)))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_console_script_runs() -> None:
+    script = Path(sys.executable).with_name("collab-hf")
+    result = subprocess.run([script, "--help"], capture_output=True, text=True, check=True)
+    assert all(command in result.stdout for command in COMMANDS)
+    assert result.stderr == ""
+
+
+def test_a_plain_import_still_registers() -> None:
+    """Negative control of the two above: only the command puts it off."""
+    from transformers import CONFIG_MAPPING
+
+    assert "collab_bert" in CONFIG_MAPPING
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_shows_an_example(collab_hf: CommandLine, command: str) -> None:
+    result = collab_hf(command, "--help")
+    assert result.code == 0
+    assert f"Example: collab-hf {command}" in " ".join(result.out.split())
+    assert "--json" in result.out
+    assert result.err == ""
+
+
+def test_nothing_asked_shows_the_help(collab_hf: CommandLine) -> None:
+    assert collab_hf().out == collab_hf("--help").out
+    assert collab_hf("--version").out.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["shrink"], "No such command 'shrink'"),
+        (["compress"], "Missing argument"),
+        (["compress", "model"], "Missing option '--output' / '-o'"),
+        (["compress", "model", "-o", "out", "--rank", "many"], "Invalid value for '--rank'"),
+        (["compress", "model", "-o", "out", "--method", "magic"], "'magic' is not one of"),
+        (["compress", "model", "-o", "out", "--quick"], "No such option"),
+        (["evaluate", "model"], "Missing option '--task'"),
+    ],
+)
+def test_wrong_usage_is_one_sentence(collab_hf: CommandLine, arguments: list[str], message: str) -> None:
+    assert message in collab_hf(*arguments).complaint
+
+
+def test_an_interruption_is_no_success(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("collab_hf.recipe.Recipe.from_dict", interrupt)
+    assert cli.run(["compress", "model", "-o", "out"]) == 1
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_an_unforeseen_error_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug must not look like the user's mistake."""
+
+    def fail(*args: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("collab_hf.recipe.Recipe.from_dict", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.run(["compress", "model", "-o", "out"])
