@@ -31,5 +31,13 @@ class DataError(CollabError):
     """Evaluation data that can't be read or does not fit the task, or a model that can't be evaluated on it."""
 
 
+class HubError(CollabError):
+    """The Hub can't be reached, or refuses a name, a token or a file."""
+
+
+class RecoveryError(CollabError):
+    """Recovery that can't start or go on: unusable batches, another teacher, or the state of another run."""
+
+
 class DecompositionError(CollabError):
     """Weights that can't be decomposed, such as ones with NaN, or a solver that failed."""

@@ -4,6 +4,7 @@ import atexit
 import os
 import random
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,11 @@ from typing import Any
 # Before anything imports huggingface_hub: no test may reach a hub by accident, and the modules that
 # trust_remote_code copies into HF_HOME must not be shared between the workers of one run.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Where the tests of the Hub start their own server; huggingface_hub reads the address once, when imported.
+with socket.socket() as _free:
+    _free.bind(("127.0.0.1", 0))
+    os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{_free.getsockname()[1]}"
+os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="collab-hf-tests-")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else it warns when a test starts a process
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)

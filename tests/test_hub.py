@@ -1,0 +1,301 @@
+"""Push to a local stand-in for the Hub, and load from it: with the package, and without."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from hub_server import TOKEN, HubServer
+from random_models import PLANS, image_inputs, make_collab_, outputs, text_inputs
+from safetensors.torch import save_file
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    BertForMaskedLM,
+    PreTrainedModel,
+    ViTForImageClassification,
+)
+
+from collab_hf import hub as hub_module
+from collab_hf.card import card_metadata
+from collab_hf.errors import CheckpointError, CollabError, HubError
+from collab_hf.hub import fetch_files, push
+
+# huggingface_hub's own upload of large files, with the newest HTTP client
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let huggingface_hub talk to HF_ENDPOINT, the tests' own server, with a cache of the test's own."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr(hub_module, "_PAUSES", (0.01, 0.01))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[HubServer]:
+    with HubServer() as running:
+        yield running
+
+
+@pytest.fixture(params=["regular", "lfs"])
+def hub(request: pytest.FixtureRequest, server: HubServer, online: None) -> HubServer:
+    server.reset(large=r"\.safetensors$" if request.param == "lfs" else "nothing")
+    return server
+
+
+@pytest.fixture
+def lfs_hub(server: HubServer, online: None) -> HubServer:
+    server.reset()
+    return server
+
+
+@pytest.fixture
+def saved(tiny_bert: Callable[..., Any], tmp_path: Path) -> Path:
+    directory = tmp_path / "made" / "small-bert"
+    make_collab_(tiny_bert(BertForMaskedLM), PLANS["tucker"]).save_pretrained(directory)
+    return directory
+
+
+def test_a_push_is_one_commit_of_everything(hub: HubServer, saved: Path) -> None:
+    (saved / ".cache").mkdir()
+    (saved / ".cache" / "secret").write_text("no")
+    url = push(saved, "me/small-bert", message="First")
+    repository = hub.repositories["me/small-bert"]
+    assert url.startswith(f"{hub.url}/me/small-bert/commit/")
+    assert repository.commits == ["First"]
+    files = hub.files("me/small-bert")
+    assert files["model.safetensors"] == (saved / "model.safetensors").read_bytes()
+    assert {"config.json", "README.md", "modeling_collab.py", "attention.py"} <= set(files)
+    assert not any(name.startswith(".") for name in files)
+    card = files["README.md"].decode()
+    assert "collab_hf" in card_metadata(card)["tags"]
+    assert 'from_pretrained("me/small-bert", trust_remote_code=True)' in card
+    assert str(saved.parent) not in card
+
+
+def test_a_second_push_replaces_the_first_as_a_whole(hub: HubServer, saved: Path) -> None:
+    push(saved, "me/small-bert")
+    hub.files("me/small-bert").update({"model-00001-of-00002.safetensors": b"old", "notes.txt": b"kept"})
+    push(saved, "me/small-bert")
+    assert "model-00001-of-00002.safetensors" not in hub.files("me/small-bert")
+    assert hub.files("me/small-bert")["notes.txt"] == b"kept"
+    assert len(hub.repositories["me/small-bert"].commits) == 2
+
+
+def test_private_and_on_a_branch(lfs_hub: HubServer, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    push(saved, "me/small-bert", private=True, revision="quarter")
+    repository = lfs_hub.repositories["me/small-bert"]
+    assert repository.private
+    assert repository.branches["main"] == {}
+    assert "model.safetensors" in repository.branches["quarter"]
+    model = AutoModel.from_pretrained("me/small-bert", revision="quarter", add_pooling_layer=False)
+    assert type(model).__name__ == "CollabBertModel"
+    assert fetch_files("me/small-bert", revision="quarter").joinpath("config.json").is_file()
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(HubError, match="me/small-bert is not on the Hub, or the token may not read it"):
+        fetch_files("me/small-bert", revision="main")
+    with pytest.raises(HubError, match="set HF_TOKEN or run `hf auth login`"):
+        push(saved, "me/small-bert")
+
+
+def test_the_token_is_told_from_the_name(lfs_hub: HubServer, saved: Path) -> None:
+    with pytest.raises(HubError, match="refused the token"):
+        push(saved, "me/small-bert", token="hf_wrong")
+    lfs_hub.readonly.add("else/small-bert")
+    with pytest.raises(HubError, match="the token may not write to else/small-bert"):
+        push(saved, "else/small-bert")
+    with pytest.raises(HubError, match="'a/b/c' is not the name of a repository"):
+        push(saved, "a/b/c")
+    assert not any(r.branches["main"] for r in lfs_hub.repositories.values())
+
+
+def test_a_connection_that_comes_back_is_gone_on_with(lfs_hub: HubServer, saved: Path) -> None:
+    lfs_hub.drop, lfs_hub.drops = "POST .*/commit/", 2
+    push(saved, "me/small-bert")
+    assert len(lfs_hub.repositories["me/small-bert"].commits) == 1
+    assert sum(r.startswith("PUT /_blob/") for r in lfs_hub.requests) == 1
+
+
+def test_a_lost_connection_publishes_nothing_and_is_resumed(lfs_hub: HubServer, saved: Path) -> None:
+    lfs_hub.drop, lfs_hub.drops = "POST .*/commit/", 1000
+    with pytest.raises(
+        HubError, match=r"lost the connection to the Hub .*nothing of me/small-bert became visible"
+    ):
+        push(saved, "me/small-bert")
+    assert lfs_hub.files("me/small-bert") == {}
+    lfs_hub.drops = 0
+    lfs_hub.requests.clear()
+    push(saved, "me/small-bert")
+    assert "model.safetensors" in lfs_hub.files("me/small-bert")
+    assert not any(r.startswith("PUT /_blob/") for r in lfs_hub.requests)  # it had arrived
+
+
+def test_what_is_no_checkpoint_is_refused_before_any_request(
+    lfs_hub: HubServer, saved: Path, tiny_bert: Callable[..., Any], tmp_path: Path
+) -> None:
+    tiny_bert().save_pretrained(tmp_path / "dense")
+    with pytest.raises(
+        CheckpointError, match=r"not a compressed checkpoint: config.json has no collab entry"
+    ):
+        push(tmp_path / "dense", "me/x")
+    (saved / "attention.py").unlink()
+    (saved / "modeling_collab.py").unlink()
+    with pytest.raises(CheckpointError, match=r"lacks modeling_collab.py, which trust_remote_code needs"):
+        push(saved, "me/x")
+    (saved / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="no safetensors weights"):
+        push(saved, "me/x")
+    with pytest.raises(CheckpointError, match="can't be read"):
+        push(tmp_path / "nowhere", "me/x")
+    assert lfs_hub.requests == []
+
+
+def test_the_models_own_push_to_hub(hub: HubServer, tiny_vit: Callable[..., Any]) -> None:
+    model = make_collab_(tiny_vit(ViTForImageClassification), PLANS["cp-sparse"])
+    model.push_to_hub("me/small-vit")
+    files = hub.files("me/small-vit")
+    assert {"config.json", "model.safetensors", "modeling_collab.py", "README.md"} <= set(files)
+    assert len(hub.repositories["me/small-vit"].commits) == 1
+    inputs = image_inputs()
+    loaded = AutoModelForImageClassification.from_pretrained("me/small-vit")
+    assert torch.equal(outputs(loaded, inputs), outputs(model, inputs))
+
+
+def test_files_of_an_original(lfs_hub: HubServer, tmp_path: Path) -> None:
+    huggingface_hub.create_repo("me/original")
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    lfs_hub.files("me/original").update(
+        {
+            "sub/config.json": b"{}",
+            "sub/vocab.txt": b"a",
+            "sub/1_Pooling/config.json": b"{}",
+            "sub/model.safetensors": b"x",
+            "sub/onnx/model.onnx": b"x",
+            "pytorch_model.bin": b"x",
+            "vocab.txt": b"b",
+        }
+    )
+    folder = fetch_files("me/original", subfolder="sub")
+    found = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    assert found == {"config.json", "vocab.txt", "1_Pooling/config.json"}
+    assert fetch_files(tmp_path, subfolder="sub") == tmp_path / "sub"
+    with pytest.raises(HubError, match="me/absent is not on the Hub"):
+        fetch_files("me/absent")
+
+
+# Every head that is saved below, as a fresh process meets it.
+FRESH = r"""
+import importlib.abc, json, os, sys
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "collab_hf":
+            raise ModuleNotFoundError("No module named 'collab_hf'", name=name)
+
+if sys.argv[1] == "without":
+    sys.meta_path.insert(0, Absent())
+    try:
+        import collab_hf
+    except ModuleNotFoundError:
+        print("ABSENT")
+else:
+    import collab_hf
+import torch, transformers
+torch.set_num_threads(1)
+for name, head in json.loads(sys.argv[2]).items():
+    auto = getattr(transformers, head)
+    try:
+        model = auto.from_pretrained(name)
+        print("\nPLAIN", head, type(model).__name__)
+    except ValueError as error:
+        print("\nREFUSED", head, "trust_remote_code" in str(error))
+    model = auto.from_pretrained(name, trust_remote_code=True).eval()
+    inputs = torch.load(os.path.join(sys.argv[3], name.replace("/", "--") + ".pt"))
+    with torch.no_grad():
+        difference = (model(**inputs["inputs"])[0] - inputs["output"]).abs().max().item()
+    print("\nLOADED", head, type(model).__module__.partition(".")[0], difference)
+"""
+
+HEADS = {
+    "AutoModel": "BertModel",
+    "AutoModelForMaskedLM": "BertForMaskedLM",
+    "AutoModelForSequenceClassification": "BertForSequenceClassification",
+    "AutoModelForTokenClassification": "BertForTokenClassification",
+    "AutoModelForQuestionAnswering": "BertForQuestionAnswering",
+    "AutoModelForMultipleChoice": "BertForMultipleChoice",
+    "AutoModelForImageClassification": "ViTForImageClassification",
+}
+
+
+@pytest.fixture
+def published(
+    lfs_hub: HubServer, tiny_bert: Callable[..., Any], tiny_vit: Callable[..., Any], tmp_path: Path
+) -> dict[str, str]:
+    """Every task head on the Hub; the Auto class by repository, and what each gave, in tmp_path."""
+    import transformers
+
+    names = {}
+    for number, (auto, host) in enumerate(HEADS.items()):
+        plan = list(PLANS.values())[number]
+        image = host.startswith("ViT")
+        labels = 2 if host == "BertForQuestionAnswering" else 3
+        make = tiny_vit if image else tiny_bert
+        model: PreTrainedModel = make(getattr(transformers, host), num_labels=labels)
+        make_collab_(model, plan).save_pretrained(tmp_path / host)
+        push(tmp_path / host, f"me/{host}")
+        inputs = image_inputs() if image else text_inputs()
+        if host == "BertForMultipleChoice":
+            inputs = {key: value.unsqueeze(0) for key, value in inputs.items()}
+        torch.save({"inputs": inputs, "output": outputs(model, inputs)}, tmp_path / f"me--{host}.pt")
+        names[f"me/{host}"] = auto
+    return names
+
+
+@pytest.mark.parametrize("package", ["with", "without"])
+def test_every_head_in_a_fresh_process(
+    package: str, published: dict[str, str], lfs_hub: HubServer, tmp_path: Path
+) -> None:
+    environment = {
+        **os.environ,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_ENDPOINT": lfs_hub.url,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+        "OMP_NUM_THREADS": "1",
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", FRESH, package, json.dumps(published), str(tmp_path)],
+        env=environment,
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    lines = [line.split() for line in result.stdout.splitlines() if line.strip()]
+    loaded = {line[1]: (line[2], float(line[3])) for line in lines if line[0] == "LOADED"}
+    assert list(loaded) == list(HEADS)
+    # The same weights and code; memory that is aligned otherwise may be summed in another order.
+    assert max(difference for _, difference in loaded.values()) < 1e-6
+    if package == "with":
+        assert {module for module, _ in loaded.values()} == {"collab_hf"}
+        assert sum(line[0] == "PLAIN" for line in lines) == len(HEADS)
+    else:
+        assert ["ABSENT"] in lines
+        assert {module for module, _ in loaded.values()} == {"transformers_modules"}
+        assert [line[1:] for line in lines if line[0] == "REFUSED"] == [[head, "True"] for head in HEADS]
+
+
+def test_hub_errors_are_the_packages_own() -> None:
+    assert issubclass(HubError, CollabError)
