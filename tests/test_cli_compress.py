@@ -13,6 +13,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from cli_support import (
+    SENTENCES,
+    VOCABULARY,
+    CommandLine,
+    save_with_image_processor,
+    save_with_tokenizer,
+    write_lines,
+)
+from conftest import REPOSITORY
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoImageProcessor,
@@ -25,16 +34,7 @@ from transformers import (
     ViTModel,
 )
 
-from cli_support import (
-    SENTENCES,
-    VOCABULARY,
-    CommandLine,
-    save_with_image_processor,
-    save_with_tokenizer,
-    write_lines,
-)
 from collab_hf.recipe import RECIPE_FILE, REPORT_FILE
-from conftest import REPOSITORY
 
 RANK = ["--method", "cp", "--rank", 6]
 WEIGHTS_ALONE = [*RANK, "--calibration", "none"]

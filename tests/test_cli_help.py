@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from cli_support import CommandLine
+
 from collab_hf import __version__, cli
 
 COMMANDS = ("compress", "verify", "evaluate")
