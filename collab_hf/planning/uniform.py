@@ -47,9 +47,7 @@ def choose_factors(
             key_moments=None if statistics is None else statistics.key,
             damping=config.damping,
             precision=config.precision,
-            solver=config.solver,
-            seed=config.seed,
-            **({} if max_sweeps is None else {"max_sweeps": max_sweeps}),
+            max_sweeps=max_sweeps,
         )
 
     if len(plans) > 1:

@@ -1,0 +1,222 @@
+"""Error of every form of one layer from one decomposition, without solving for any of them.
+
+The bases of a higher-order SVD are nested: the error at any pair of ranks follows from sums over the leading
+rows of the same core. The errors are those of truncation, an upper bound (by a few per cent) on what the
+iterations of `tensors` reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..calibration import LayerStatistics
+from ..config import AttentionShape, CollabConfig, ContentBias, LayerPlan
+from ..tensors import ScoreTensor
+from ..tensors.linalg import top_eigenvectors
+from ..tensors.svd import allot_ranks, slice_svd
+from ..tensors.whitening import Metric
+
+# Kernels work in blocks of 8 numbers.
+RANK_STEP = 8
+
+# Neighbouring ranks of the grid differ by this factor at least: finer steps change the error by less than the
+# planner's own uncertainty, and every rank is paid for twice (query and key).
+_RANK_RATIO = 1.1
+
+# Query and key ranks further apart than this never had the least error at their size on the models measured.
+_MOST_SKEW = 4
+
+# A form above this share of the dense parameters is not worth its error.
+_MOST_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form that a layer may take.
+
+    Attributes:
+        plan: the form, or None for dense.
+        error: relative error ||T - T^||_F / ||T||_F by truncation, in the metric of the data.
+        parameters: trainable numbers of query and key (biases of the dense form aside).
+    """
+
+    plan: LayerPlan | None
+    error: float
+    parameters: int
+
+
+def seen_scores(scores: ScoreTensor, statistics: LayerStatistics | None, damping: float) -> ScoreTensor:
+    """The score tensor as the softmax sees it: centred, in coordinates where the inputs are white.
+
+    Args:
+        scores: per-head factors.
+        statistics: moments of the layer's inputs, or None for the weights as they are.
+        damping: added to the covariances' diagonals, relative to their mean.
+
+    Returns:
+        The tensor whose norm is the root of the expected squared score.
+
+    Raises:
+        DecompositionError: a covariance that is not positive semi-definite.
+    """
+    if statistics is None:
+        return scores
+    query = Metric.from_moments(statistics.query, damping, scores.query)
+    key = (
+        query
+        if statistics.key is statistics.query
+        else Metric.from_moments(statistics.key, damping, scores.key)
+    )
+    return scores.absorb_mean(statistics.query.mean).whiten(query, key)
+
+
+def layer_forms(scores: ScoreTensor, config: CollabConfig) -> list[Form]:
+    """Every form worth a thought for one layer, dense included, none dominated by another.
+
+    Args:
+        scores: the layer's scores as the softmax sees them (`seen_scores`).
+        config: the layer's settings.
+
+    Returns:
+        Forms by rising size and falling error.
+    """
+    shape = scores.shape
+    bias: ContentBias = "exact" if config.content_bias == "exact" else "folded"
+    if bias == "exact":
+        scores = scores.without_bias()
+    norm = float(scores.squared_norm)
+    found = [Form(None, 0.0, shape.dense_parameters)]
+    if norm > 0:
+        for plan, squared in (*_svd_forms(scores, bias), *_tucker_forms(scores, bias)):
+            size = plan.num_parameters(shape)
+            if size <= _MOST_SHARE * shape.dense_parameters:
+                found.append(Form(plan, max(squared / norm, 0.0) ** 0.5, size))
+    return _worthwhile(found)
+
+
+def rank_grid(most: int) -> list[int]:
+    """Multiples of 8 that grow by a tenth at least, up to `most`; small layers get every rank.
+
+    Args:
+        most: largest rank that the layer allows.
+
+    Returns:
+        Ranks in rising order.
+    """
+    if most < 4 * RANK_STEP:
+        return list(range(1, most + 1))
+    ranks = [RANK_STEP]
+    for rank in range(2 * RANK_STEP, most + 1, RANK_STEP):
+        if rank >= _RANK_RATIO * ranks[-1]:
+            ranks.append(rank)
+    return ranks
+
+
+def _widths(shape: AttentionShape) -> list[int]:
+    step = RANK_STEP if shape.head_dim >= 2 * RANK_STEP else 1
+    return list(range(step, shape.head_dim + 1, step))
+
+
+def _svd_forms(scores: ScoreTensor, bias: ContentBias) -> Iterator[tuple[LayerPlan, float]]:
+    """Per-head truncation: the least errors of heads that share nothing."""
+    values = slice_svd(scores)[1]
+    total = float(values.square().sum())
+    order = values.flatten().square().sort(descending=True)[0].cumsum(0)
+    for rank in rank_grid(values.numel()):
+        width = int(allot_ranks(values, rank, values.shape[1]).max())
+        yield LayerPlan("svd", rank, rank, width, content_bias=bias), total - float(order[rank - 1])
+
+
+def _tucker_forms(scores: ScoreTensor, bias: ContentBias) -> Iterator[tuple[LayerPlan, float]]:
+    """Shared query and key bases; the key read whole, or narrowed per head where it is wider than a score."""
+    shape = scores.shape
+    ranks = rank_grid(min(shape.query_size, shape.key_size, shape.full_rank))
+    query, key, content = nested_cores(scores, ranks[-1])
+    total = float(scores.squared_norm + content.square().sum())
+    # (H, R_q, R_k): what each pair of basis vectors carries, for keys that are read whole.
+    widths = _widths(shape)
+    core = (query @ key[:, : widths[-1]].mT).square().sum(0).cumsum(0).cumsum(1)
+    carried = content[:, : widths[-1]].square().sum(0).cumsum(0)
+    for width in widths:
+        for rank in ranks:
+            plan = LayerPlan("tucker", rank, width, width, content_bias=bias)
+            yield plan, total - float(core[rank - 1, width - 1] + carried[width - 1])
+    grams = _leading_grams(query, ranks), _leading_grams(key, ranks)
+    if scores.query_bias is not None:
+        grams = grams[0] + torch.einsum("hd,he->hde", scores.query_bias, scores.query_bias), grams[1]
+    for position, query_rank in enumerate(ranks):
+        fitting = [
+            i
+            for i, r in enumerate(ranks)
+            if r > widths[0] and max(r, query_rank) <= _MOST_SKEW * min(r, query_rank)
+        ]
+        kept = _narrowed(grams[0][position], grams[1][fitting])
+        for place, index in enumerate(fitting):
+            for width in widths:
+                if width < min(query_rank + 1, ranks[index]):
+                    plan = LayerPlan("tucker", query_rank, ranks[index], width, content_bias=bias)
+                    yield plan, total - float(kept[place, width - 1])
+
+
+def nested_cores(scores: ScoreTensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Factors in the bases of a higher-order SVD, leading directions first.
+
+    Args:
+        scores: the layer's scores as the softmax sees them.
+        most: number of directions.
+
+    Returns:
+        X = U_q^T W_Q^h and Y = U_k^T W_K^h, both (H, most, d), whose product is the core; and the content
+        bias in the key's basis, (H, most).
+    """
+    bias = scores.content_bias()
+    query_basis = top_eigenvectors(scores.query_gram(scores.key.mT @ scores.key), most)
+    key_basis = top_eigenvectors(scores.key_gram(scores.query.mT @ scores.query) + bias.T @ bias, most)
+    return query_basis.T @ scores.query, key_basis.T @ scores.key, bias @ key_basis
+
+
+def _leading_grams(factors: Tensor, ranks: list[int]) -> Tensor:
+    """X_r^T X_r of the leading r rows for every r: (len(ranks), H, d, d)."""
+    total = factors.new_zeros(len(factors), factors.shape[2], factors.shape[2])
+    grams, start = [], 0
+    for rank in ranks:
+        block = factors[:, start:rank]
+        total = total + block.mT @ block
+        grams.append(total)
+        start = rank
+    return torch.stack(grams)
+
+
+def _narrowed(query_gram: Tensor, key_grams: Tensor) -> Tensor:
+    """What truncating every head's slice X_h Y_h^T to width w keeps, for all w at once.
+
+    The squared singular values of X Y^T are the eigenvalues of S^T (Y^T Y) S with S S^T = X^T X: d x d
+    matrices, whatever the ranks are.
+
+    Args:
+        query_gram: X^T X, (H, d, d).
+        key_grams: Y^T Y for several key ranks, (K, H, d, d).
+
+    Returns:
+        Sums over heads of the w largest, (K, d).
+    """
+    values, vectors = torch.linalg.eigh(query_gram)
+    root = vectors * values.clamp_min(0).sqrt().unsqueeze(-2)
+    squares: Tensor = torch.linalg.eigvalsh(root.mT @ key_grams @ root).clamp_min(0)
+    return squares.flip(-1).cumsum(-1).sum(1)
+
+
+def _worthwhile(forms: list[Form]) -> list[Form]:
+    """Forms that no other one equals or beats in size, score width and error."""
+    kept: list[Form] = []
+    for form in sorted(forms, key=lambda f: (f.parameters, f.error, f.plan.score_width if f.plan else 0)):
+        width = form.plan.score_width if form.plan else float("inf")
+        if not any(
+            k.error <= form.error and (k.plan.score_width if k.plan else float("inf")) <= width for k in kept
+        ):
+            kept.append(form)
+    return kept
