@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from .config import LayerPlan as LayerPlan
     from .dense import to_dense_ as to_dense_
     from .errors import CollabError as CollabError
+    from .export import export_onnx as export_onnx
+    from .hub import push as push
+    from .recovery import LossWeights as LossWeights
+    from .recovery import RecoveryConfig as RecoveryConfig
+    from .recovery import RecoveryReport as RecoveryReport
+    from .recovery import recover_ as recover_
     from .surgery import CompressionReport as CompressionReport
     from .surgery import compress_ as compress_
 
@@ -27,9 +33,15 @@ _HOME = {
     "CollabError": "errors",
     "CompressionReport": "surgery",
     "LayerPlan": "config",
+    "LossWeights": "recovery",
+    "RecoveryConfig": "recovery",
+    "RecoveryReport": "recovery",
     "collect_statistics": "calibration",
     "compress_": "surgery",
+    "export_onnx": "export",
     "load_model": "checkpoint",
+    "recover_": "recovery",
+    "push": "hub",
     "to_dense_": "dense",
 }
 

@@ -28,7 +28,11 @@ class CheckpointError(CollabError):
 
 
 class DataError(CollabError):
-    """Evaluation data that can't be read or does not fit the task, or a model that can't be evaluated on it."""
+    """Evaluation data that can't be read or does not fit the task, or a model that it can't evaluate."""
+
+
+class ExportError(CollabError):
+    """A model that can't be written in another format."""
 
 
 class HubError(CollabError):

@@ -1,0 +1,171 @@
+"""What recovery is asked to do, and what it reports."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from collab_hf.errors import ConfigError
+
+Trainable = Literal["factors", "attention", "all"]
+Pooling = Literal["auto", "mean", "cls", "none"]
+Precision = Literal["auto", "no", "bf16"]
+
+# Steps where neither steps nor minutes are given.
+DEFAULT_STEPS = 400
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the terms of the loss; a term of weight 0 is not computed.
+
+    Attributes:
+        hidden: relative squared error of the hidden states, mean over layers.
+        embedding: 1 - cosine between the pooled embeddings of student and teacher (models without a head).
+        similarity: mean squared error of the cosines between all pairs of a batch (models without a head).
+        logits: Kullback-Leibler divergence of the student's predictions (models with a head).
+        attention: Kullback-Leibler divergence of the attention weights; needs the eager backend, which is
+            slower, and is used for the time of the recovery.
+    """
+
+    hidden: float = 1.0
+    embedding: float = 1.0
+    similarity: float = 10.0
+    logits: float = 1.0
+    attention: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse weights that leave nothing to learn from."""
+        for item in fields(self):
+            if getattr(self, item.name) < 0:
+                raise ConfigError(
+                    f"the loss weight {item.name} must be at least 0, got {getattr(self, item.name)}"
+                )
+        if not any(asdict(self).values()):
+            raise ConfigError("at least one loss weight must be above 0")
+
+
+@dataclass(frozen=True)
+class RecoveryConfig:
+    """How `recover_` trains.
+
+    Attributes:
+        steps: updates of the weights; 400 where minutes is not given either.
+        minutes: time to train for instead of steps; the learning rate follows the clock.
+        learning_rate: peak of the one-cycle schedule.
+        warmup: share of the run until the peak, in [0, 1).
+        trainable: `factors` (shared query/key weights, mixing and biases), `attention` (everything in the
+            compressed attention modules), or `all`.
+        weights: of the terms of the loss.
+        pooling: how a model without a head is used: `mean` of its last hidden states, its first token
+            (`cls`), `none`, or `auto`: the first token of images, else the mean.
+        held_out: share of the batches that are kept back to choose the best state by, in (0, 1).
+        evaluations: how often the held-out batches are looked at, spread evenly over the run, >= 1.
+        patience: stop after so many evaluations without a better held-out loss; None to go on.
+        gradient_accumulation: batches per update, >= 1.
+        mixed_precision: `no`, `bf16`, or `auto`: what accelerate was launched with.
+        cache_gigabytes: memory for the teacher's outputs, so that it runs once per batch, >= 0.
+        seed: of the order of the batches.
+        checkpoint_dir: where to keep the state to go on from; None to keep none.
+        checkpoint_every: updates between two states.
+        resume: whether to go on from a state in checkpoint_dir, if there is one.
+        log: file for one JSON object per update and evaluation; None for none.
+        plot: PNG for the curve of the losses, drawn at the end (needs matplotlib); None for none.
+
+    Raises:
+        ConfigError: a value out of its range, or both steps and minutes.
+    """
+
+    steps: int | None = None
+    minutes: float | None = None
+    learning_rate: float = 3e-3
+    warmup: float = 0.1
+    trainable: Trainable = "factors"
+    weights: LossWeights = field(default_factory=LossWeights)
+    pooling: Pooling = "auto"
+    held_out: float = 0.05
+    evaluations: int = 10
+    patience: int | None = None
+    gradient_accumulation: int = 1
+    mixed_precision: Precision = "auto"
+    cache_gigabytes: float = 2.0
+    seed: int = 0
+    checkpoint_dir: Path | str | None = None
+    checkpoint_every: int = 100
+    resume: bool = True
+    log: Path | str | None = None
+    plot: Path | str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values out of their range."""
+        if self.steps is not None and self.minutes is not None:
+            raise ConfigError("give recovery steps or minutes, not both")
+        self._check_ranges()
+        for name, allowed in (
+            ("trainable", get_args(Trainable)),
+            ("pooling", get_args(Pooling)),
+            ("mixed_precision", get_args(Precision)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+
+    def _check_ranges(self) -> None:
+        for name in ("steps", "evaluations", "gradient_accumulation", "checkpoint_every", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        for name in ("minutes", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigError(f"{name} must be above 0, got {value}")
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"warmup must be in [0, 1), the share of the run, got {self.warmup}")
+        if not 0 < self.held_out < 1:
+            raise ConfigError(f"held_out must be in (0, 1), the share of the batches, got {self.held_out}")
+        if self.cache_gigabytes < 0:
+            raise ConfigError(f"cache_gigabytes must be at least 0, got {self.cache_gigabytes}")
+
+    @property
+    def total_steps(self) -> int | None:
+        """Updates of the run, or None where the clock ends it."""
+        return (self.steps or DEFAULT_STEPS) if self.minutes is None else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What decides about the result, as plain values."""
+        local = ("checkpoint_dir", "checkpoint_every", "resume", "log", "plot", "cache_gigabytes")
+        return {name: value for name, value in asdict(self).items() if name not in local}
+
+
+@dataclass(frozen=True)
+class RecoveryReport:
+    """What `recover_` did.
+
+    Attributes:
+        steps: updates that were made.
+        seconds: training time, evaluations included.
+        best_step: the update whose weights were kept; 0 where the model was left as it came.
+        loss_before: held-out loss at the start.
+        loss_after: held-out loss of the weights that were kept; never more than before.
+        agreement_before: with the teacher on the held-out batches, 1 for equal: the mean cosine of the
+            embeddings, or the share of equal predictions of a head.
+        agreement_after: the same at the end.
+        trained_parameters: numbers that were trained.
+        stopped: `finished`, or `early` where patience ran out.
+        config: the settings.
+    """
+
+    steps: int
+    seconds: float
+    best_step: int
+    loss_before: float
+    loss_after: float
+    agreement_before: float
+    agreement_after: float
+    trained_parameters: int
+    stopped: Literal["finished", "early"]
+    config: RecoveryConfig = field(default_factory=RecoveryConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values, ready for JSON."""
+        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "config": self.config.to_dict()}

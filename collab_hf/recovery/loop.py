@@ -1,0 +1,298 @@
+"""`recover_`: train a compressed model's factors against the original, without labels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from collab_hf.errors import RecoveryError
+
+from .config import RecoveryConfig, RecoveryReport
+from .log import RunLog, draw_curve, read_log
+from .losses import Loss, loss_of
+from .optimizer import Adam, one_cycle
+from .outputs import Wanted
+from .pool import BatchPool, TargetSource
+from .processes import Processes, launched_precision
+from .state import load_state, save_state
+from .trainable import only_training, trainable_parameters
+
+
+def recover_(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    batches: Iterable[Mapping[str, Any]],
+    config: RecoveryConfig | None = None,
+    *,
+    progress: bool = False,
+) -> RecoveryReport:
+    """Train a compressed model in place until it does what the original does, without labels.
+
+    The loss compares the hidden states after every layer, and what the model is used for: its pooled
+    embeddings and their similarities, or its head's predictions. Padding counts nowhere. The state with the
+    least loss on the held-out batches is kept, the one it came with included, so on that data the model never
+    gets worse. Training mode and requires_grad are as they were afterwards.
+
+    Started by `accelerate launch`, each process takes its share of the rows of every batch: the same batches
+    give the same result, but for rounding, on any number of processes.
+
+    Args:
+        student: a model that `compress_` compressed.
+        teacher: the original, with the same head; left as it is.
+        batches: model inputs (dicts of tensors), read once and kept in memory. The similarities are those
+            within a batch; batches of texts of one length spare padding.
+        config: how long, how fast, and what to train.
+        progress: whether to draw a progress bar on stderr.
+
+    Returns:
+        Held-out loss and agreement before and after.
+
+    Raises:
+        FamilyError: the student has no compressed layer.
+        RecoveryError: no batches, batches that a model refuses, a teacher that does not fit the student, a
+            loss that is not finite, or a state of another run in config.checkpoint_dir.
+        ConfigError: a mixed precision that recovery does not run in, or a plot without matplotlib.
+    """
+    config = config or RecoveryConfig()
+    parameters = trainable_parameters(student, config.trainable)
+    _check_teacher(student, teacher)
+    pool = BatchPool(batches, config.held_out, config.seed)
+    processes = Processes(student.device)
+    if processes.count > 1:
+        student.to(processes.device)  # type: ignore[arg-type]
+    teacher_device = teacher.device
+    teacher.to(processes.device)  # type: ignore[arg-type]
+    try:
+        with only_training([student, teacher], parameters), _backends([student, teacher], config):
+            return _Run(student, teacher, parameters, pool, processes, config).run(progress)
+    finally:
+        teacher.to(teacher_device)  # type: ignore[arg-type]
+
+
+class _Run:
+    """One run: its weights, its data and its clock."""
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+        parameters: dict[str, nn.Parameter],
+        pool: BatchPool,
+        processes: Processes,
+        config: RecoveryConfig,
+    ) -> None:
+        self._student, self._config, self._pool, self._processes = student, config, pool, processes
+        self._parameters = parameters
+        self._wanted = Wanted.by(config.weights, config.pooling, student.config)
+        cache = config.cache_gigabytes * 1e9
+        self._source = TargetSource(pool, teacher, student.dtype, self._wanted, processes, cache)
+        asked = launched_precision() if config.mixed_precision == "auto" else config.mixed_precision
+        self._bf16 = asked == "bf16"
+        self._optimizer = Adam(parameters)
+        self._step, self._seconds, self._looks = 0, 0.0, 0
+        self._best: dict[str, Tensor] = {}
+        self._scores: dict[str, float] = {}
+        self._fingerprint = _fingerprint(config, parameters, teacher, pool)
+
+    def run(self, progress: bool) -> RecoveryReport:
+        """Train, and keep the best weights."""
+        config, main = self._config, self._processes.is_main
+        resumed = self._resume()
+        total = config.total_steps
+        log = RunLog(
+            Path(config.log) if config.log and main else None,
+            progress=progress and main,
+            total=(config.minutes or 0) * 60 if total is None else total,
+            unit="s" if total is None else "step",
+            done=self._step,
+        )
+        stopped: Literal["finished", "early"] = "finished"
+        with log.open():
+            self._started = time.perf_counter() - self._seconds
+            if not resumed:
+                self._look(log)
+            while self._progress() < 1:
+                self._update(log)
+                if self._progress() * config.evaluations >= self._looks:
+                    self._look(log)
+                    if self._out_of_patience():
+                        stopped = "early"
+                        break
+                if self._step % config.checkpoint_every == 0:
+                    self._save()
+            self._optimizer.set_values(self._best)
+        if config.plot is not None and config.log is not None and main:
+            draw_curve(read_log(Path(config.log)), Path(config.plot))
+        return self._report(stopped)
+
+    def _progress(self) -> float:
+        """Share of the run that is done."""
+        total = self._config.total_steps
+        if total is not None:
+            return self._step / total
+        return min(1.0, self._seconds / (60 * (self._config.minutes or 1)))
+
+    def _update(self, log: RunLog) -> None:
+        """One update of the weights."""
+        config = self._config
+        rate = config.learning_rate * one_cycle(self._progress(), config.warmup)
+        sums: dict[str, float] = {}
+        for piece in range(config.gradient_accumulation):
+            loss = self._loss(self._pool.draw(self._step * config.gradient_accumulation + piece))
+            (loss.total / config.gradient_accumulation).backward()
+            for name, value in loss.terms.items():
+                sums[name] = sums.get(name, 0.0) + float(value) / config.gradient_accumulation
+        terms = self._sum_over_processes(sums)
+        total = sum(terms.values())
+        if not total < float("inf"):
+            raise RecoveryError(
+                f"the loss is {total} at update {self._step + 1}; "
+                f"lower the learning rate of {config.learning_rate}"
+            )
+        self._processes.sum_gradients(list(self._parameters.values()))
+        self._optimizer.step(rate)
+        self._step += 1
+        self._seconds = self._processes.agree(time.perf_counter() - self._started)
+        log.step(self._step, total, rate, self._seconds, terms)
+
+    def _loss(self, index: int) -> Loss:
+        rows, targets, length = self._source.get(index)
+        with torch.autocast(self._processes.device.type, torch.bfloat16, enabled=self._bf16):
+            return loss_of(
+                self._student,
+                rows,
+                targets,
+                self._wanted,
+                self._config.weights,
+                lambda mine: self._processes.join(mine, targets.first, length),
+            )
+
+    @torch.no_grad()
+    def _look(self, log: RunLog) -> None:
+        """Score the weights on the held-out batches; keep them if they are the best so far."""
+        losses = [self._loss(index) for index in self._pool.held_out]
+        sums = {
+            "loss": sum(float(x.total) for x in losses),
+            "agreement": sum(float(x.agreement) for x in losses),
+        }
+        found = {name: value / len(losses) for name, value in self._sum_over_processes(sums).items()}
+        scores = self._scores
+        if not scores:
+            scores.update(loss_before=found["loss"], agreement_before=found["agreement"])
+        best = not self._best or found["loss"] < scores["loss_after"]
+        if best:
+            self._best = self._optimizer.values()
+            scores.update(
+                loss_after=found["loss"],
+                agreement_after=found["agreement"],
+                best_step=self._step,
+                best_look=self._looks,
+            )
+        self._looks += 1
+        log.evaluation(self._step, found["loss"], found["agreement"], best)
+
+    def _out_of_patience(self) -> bool:
+        patience = self._config.patience
+        return patience is not None and self._looks - 1 - self._scores["best_look"] >= patience
+
+    def _sum_over_processes(self, values: dict[str, float]) -> dict[str, float]:
+        summed = self._processes.total(
+            torch.tensor(list(values.values()), dtype=torch.float64, device=self._processes.device)
+        )
+        return dict(zip(values, summed.tolist(), strict=True))
+
+    def _save(self) -> None:
+        if self._config.checkpoint_dir is None:
+            return
+        if self._processes.is_main:
+            tensors = {**self._optimizer.state(), **{f"best.{n}": t for n, t in self._best.items()}}
+            values = {
+                "fingerprint": self._fingerprint,
+                "step": self._step,
+                "seconds": self._seconds,
+                "looks": self._looks,
+                "scores": self._scores,
+            }
+            save_state(Path(self._config.checkpoint_dir), self._step, tensors, values)
+        self._processes.wait()
+
+    def _resume(self) -> bool:
+        """Go on from the newest state, if there is one."""
+        if self._config.checkpoint_dir is None or not self._config.resume:
+            return False
+        found = load_state(Path(self._config.checkpoint_dir), self._fingerprint)
+        if found is None:
+            return False
+        tensors, values = found
+        self._step, self._seconds = values["step"], values["seconds"]
+        self._looks, self._scores = values["looks"], values["scores"]
+        self._optimizer.set_state(tensors, self._step)
+        device = self._processes.device
+        self._best = {name: tensors[f"best.{name}"].to(device) for name in self._parameters}
+        return True
+
+    def _report(self, stopped: Literal["finished", "early"]) -> RecoveryReport:
+        scores = self._scores
+        return RecoveryReport(
+            steps=self._step,
+            seconds=self._seconds,
+            best_step=int(scores["best_step"]),
+            loss_before=scores["loss_before"],
+            loss_after=scores["loss_after"],
+            agreement_before=scores["agreement_before"],
+            agreement_after=scores["agreement_after"],
+            trained_parameters=sum(p.numel() for p in self._parameters.values()),
+            stopped=stopped,
+            config=self._config,
+        )
+
+
+def _check_teacher(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    if student is teacher:
+        raise RecoveryError("student and teacher are the same model; load the original a second time")
+    shared = {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
+    if shared:
+        raise RecoveryError("student and teacher share weights; load the original a second time")
+    for name in ("hidden_size", "num_hidden_layers", "num_labels", "vocab_size"):
+        ours, theirs = (getattr(m.config.get_text_config(), name, None) for m in (student, teacher))
+        if ours != theirs:
+            raise RecoveryError(f"the teacher does not fit: its {name} is {theirs}, the student's {ours}")
+
+
+@contextmanager
+def _backends(models: list[PreTrainedModel], config: RecoveryConfig) -> Iterator[None]:
+    """Eager attention, which alone hands out its weights, where the loss needs them."""
+    if not config.weights.attention:
+        yield
+        return
+    before = [model.config._attn_implementation for model in models]
+    try:
+        for model in models:
+            model.set_attn_implementation("eager")
+        yield
+    finally:
+        for model, backend in zip(models, before, strict=True):
+            model.set_attn_implementation(backend)
+
+
+def _fingerprint(
+    config: RecoveryConfig, parameters: Mapping[str, nn.Parameter], teacher: nn.Module, pool: BatchPool
+) -> str:
+    """A digest of everything that the result depends on."""
+    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True, default=str).encode())
+    tensors: list[Tensor] = [*parameters.values(), *teacher.parameters()]
+    for batch in pool.batches:
+        tensors += [value for _, value in sorted(batch.items()) if isinstance(value, Tensor)]
+    for tensor in tensors:
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

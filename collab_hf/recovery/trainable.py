@@ -1,0 +1,75 @@
+"""Which parameters train, and how the model is put for it and put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import nn
+
+from collab_hf.attention import CollabAttention
+from collab_hf.errors import FamilyError
+
+from .config import Trainable
+
+
+def trainable_parameters(student: nn.Module, which: Trainable) -> dict[str, nn.Parameter]:
+    """The parameters that recovery trains.
+
+    Args:
+        student: a compressed model.
+        which: `factors`, `attention` or `all`.
+
+    Returns:
+        Parameters by name, each once, in the model's order.
+
+    Raises:
+        FamilyError: the model has no compressed layer.
+    """
+    layers = [module for module in student.modules() if isinstance(module, CollabAttention)]
+    if not layers:
+        raise FamilyError(
+            f"{type(student).__name__} has no compressed layer to recover; run compress_ on it first"
+        )
+    if which == "all":
+        chosen = list(student.parameters())
+    elif which == "attention":
+        chosen = [parameter for layer in layers for parameter in layer.parameters()]
+    else:
+        chosen = [parameter for layer in layers for parameter in _factors(layer)]
+    wanted = {id(parameter) for parameter in chosen if parameter.is_floating_point()}
+    return {name: p for name, p in student.named_parameters() if id(p) in wanted}
+
+
+def _factors(layer: CollabAttention) -> Iterator[nn.Parameter]:
+    for role in ("query", "key"):
+        yield from layer.collab_family.projection(layer, role).parameters()
+    yield from layer.mixing.parameters()
+
+
+@contextmanager
+def only_training(models: list[nn.Module], parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Make the parameters alone require a gradient, in eval mode; afterwards everything is as it was.
+
+    Args:
+        models: student and teacher. Eval mode keeps dropout out of the comparison.
+        parameters: of the student.
+
+    Yields:
+        Nothing.
+    """
+    modes = {module: module.training for model in models for module in model.modules()}
+    gradients = {p: (p.requires_grad, p.grad) for model in models for p in model.parameters()}
+    try:
+        for model in models:
+            model.eval().requires_grad_(False)
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+            parameter.grad = None
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, (required, gradient) in gradients.items():
+            parameter.requires_grad_(required)
+            parameter.grad = gradient
