@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -47,7 +48,7 @@ class CollabAttention(nn.Module):
         key, value = self._keys_and_values(hidden_states)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
-        return self._attend(hidden_states, key, value, attention_mask, **kwargs)
+        return self._attend(hidden_states, key, value, attention_mask, cache is not None, **kwargs)
 
     def _keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """What a decoder caches: (B, 1, S, key_rank + H where the bias is exact) and (B, 1, S, H * V)."""
@@ -59,66 +60,102 @@ class CollabAttention(nn.Module):
         )
 
     def _attend(
-        self, source: Tensor, cached_key: Tensor, cached_value: Tensor, mask: Tensor | None, **kwargs: Any
+        self,
+        source: Tensor,
+        cached_key: Tensor,
+        cached_value: Tensor,
+        mask: Tensor | None,
+        cached: bool,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        family, plan, heads = self.collab_family, self.collab_plan, self.mixing.num_heads
-        scaling = getattr(self, family.head_dim) ** -0.5
-        key = cached_key.squeeze(1)
+        plan, heads, length = self.collab_plan, self.mixing.num_heads, source.shape[1]
+        backend, causal = self.config._attn_implementation, self._is_causal(kwargs)
+        if backend == "sdpa" and mask is None and causal and length > 1 and cached_key.shape[2] > length:
+            # Prefill of a static cache: the host reads the first keys alone, one per query.
+            cached_key, cached_value = cached_key[:, :, :length], cached_value[:, :, :length]
+        key, bias = cached_key.squeeze(1), None
         value = cached_value.squeeze(1).unflatten(-1, (heads, -1)).transpose(1, 2)
-        # (B, S, H) -> (B, H, 1, S); a mask is added after the scale, the content bias before it
-        bias = None
         if plan.content_bias == "exact":
-            key, bias = key[..., : plan.key_rank], key[..., plan.key_rank :]
-            bias = bias.transpose(1, 2).unsqueeze(2) * scaling
-        query = family.projection(self, "query")(source)
-        dropout = getattr(self, family.dropout) if self.training else 0.0
-        dropout = dropout.p if isinstance(dropout, nn.Dropout) else dropout
+            # (B, S, H) -> (B, H, 1, S)
+            key, bias = key[..., : plan.key_rank], key[..., plan.key_rank :].transpose(1, 2).unsqueeze(2)
+        query = self.collab_family.projection(self, "query")(source)
+        weights = None
+        if cached and length == 1 and backend == "sdpa" and self.mixing.derives_keys:
+            query, key = self.mixing.latent_queries(query), key.unsqueeze(1)
+            output = self._wide(query, key, value, bias, mask, False)
+        elif plan.score_width > value.shape[-1] and backend != "eager":
+            self._check_backend(f"a score width of {plan.score_width} > {value.shape[-1]}")
+            query = self.mixing.queries(query, plan.score_width)
+            key = self.mixing.keys(key, plan.score_width)
+            output = self._wide(query, key, value, bias, mask, causal)
+        else:
+            # Kernels want queries, keys and values of one width; eager takes any.
+            width = plan.score_width if backend == "eager" else value.shape[-1]
+            query, key, mask = self._per_head(query, key, bias, mask, width, causal)
+            sizes = {"dropout": self._dropout(), "scaling": self._scaling()}
+            key = key.expand(-1, heads, -1, -1)
+            output, weights = self._interface()(self, query, key, value, mask, **sizes, **kwargs)
+        return self._finish(output.reshape(*source.shape[:-1], -1), source), weights
 
-        backend = self.config._attn_implementation
-        wide = plan.score_width > value.shape[-1]
-        if backend not in ("eager", "sdpa", None) and (wide or bias is not None):
-            what = (
-                f"a score width of {plan.score_width} > {value.shape[-1]}"
-                if wide
-                else "an exact content bias"
-            )
-            raise ConfigError(f"attention backend {backend!r} can't serve {what}; use eager or sdpa")
-        # Kernels want queries, keys and values of one width; eager takes any.
-        width = plan.score_width if wide or backend == "eager" else value.shape[-1]
+    def _wide(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None,
+        mask: Tensor | None,
+        causal: bool,
+    ) -> Tensor:
+        scaling = self._scaling()
+        # The content bias is part of the scores, so it is scaled with them.
+        bias = None if bias is None else bias * scaling
+        return wide_attention(
+            query, key, value, mask, scaling, bias=bias, dropout=self._dropout(), causal=causal
+        )
+
+    def _per_head(
+        self, query: Tensor, key: Tensor, bias: Tensor | None, mask: Tensor | None, width: int, causal: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Queries and keys of the width, and the mask; it holds the content bias where keys have no room."""
+        if bias is not None and self.collab_plan.score_width < width:
+            return *self._carry_bias(query, key, bias, width), mask
+        length = query.shape[1]
         query, key = self.mixing.queries(query, width), self.mixing.keys(key, width)
         if bias is not None:
-            causal = not family.cross and bool(getattr(self, "is_causal", False))
-            query_length = query.shape[2]
-            if mask is None and causal and query_length > 1 and key.shape[2] > query_length:
-                # Prefill of a static cache: the host reads the first query_length keys alone.
-                key, value, bias = (
-                    key[:, :, :query_length],
-                    value[:, :, :query_length],
-                    bias[..., :query_length],
-                )
-            mask = add_to_mask(bias, mask, query_length, causal)
-        if wide and backend != "eager":
-            output = wide_attention(query, key, value, mask, scaling, dropout, self._is_causal(kwargs))
-            weights = None
-        else:
-            output, weights = self._interface()(
-                self,
-                query,
-                key.expand(-1, heads, -1, -1),
-                value,
-                mask,
-                dropout=dropout,
-                scaling=scaling,
-                **kwargs,
-            )
-        return self._finish(output.reshape(*source.shape[:-1], -1), source), weights
+            self._check_backend(f"an exact content bias with a score width of {width}")
+            mask = add_to_mask(bias * self._scaling(), mask, length, causal)
+        return query, key, mask
+
+    def _carry_bias(self, query: Tensor, key: Tensor, bias: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """Queries and keys of (B, H, ., width) whose first spare dimension is 1 times the content bias.
+
+        So a mask stays as small as it was, and boolean.
+        """
+        narrow, heads = self.collab_plan.score_width, self.mixing.num_heads
+        query, key = self.mixing.queries(query, narrow), self.mixing.keys(key, narrow)
+        query = F.pad(query, (0, 1), value=1.0)
+        key = torch.cat([key.expand(-1, heads, -1, -1), bias.transpose(2, 3)], -1)
+        spare = (0, width - narrow - 1)
+        return F.pad(query, spare), F.pad(key, spare)
+
+    def _check_backend(self, what: str) -> None:
+        backend = self.config._attn_implementation
+        if backend not in ("eager", "sdpa", None):
+            raise ConfigError(f"attention backend {backend!r} can't serve {what}; use eager or sdpa")
+
+    def _scaling(self) -> float:
+        return float(getattr(self, self.collab_family.head_dim) ** -0.5)
+
+    def _dropout(self) -> float:
+        dropout = getattr(self, self.collab_family.dropout) if self.training else 0.0
+        return float(dropout.p if isinstance(dropout, nn.Dropout) else dropout)
 
     def _is_causal(self, kwargs: dict[str, Any]) -> bool:
         given = kwargs.get("is_causal")
         return bool(getattr(self, "is_causal", False) if given is None else given)
 
     def _interface(self) -> Any:
-        eager = sys.modules[_host_class(type(self)).__module__].eager_attention_forward  # type: ignore[attr-defined]
+        eager = sys.modules[_host_class(type(self)).__module__].eager_attention_forward
         return ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager)
 
     def _finish(self, output: Tensor, source: Tensor) -> Tensor:
@@ -126,7 +163,8 @@ class CollabAttention(nn.Module):
         if family.output:
             output = getattr(self, family.output)(output)
         if family.ending == "albert":
-            output = self.LayerNorm(source + self.output_dropout(output))
+            host: Any = self
+            output = host.LayerNorm(source + host.output_dropout(output))
         return output
 
 
@@ -150,7 +188,7 @@ class CollabCrossAttention(CollabAttention):
             if past_key_values is not None:
                 key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_idx)
                 past_key_values.is_updated[self.layer_idx] = True
-        return self._attend(hidden_states, key, value, attention_mask, **kwargs)
+        return self._attend(hidden_states, key, value, attention_mask, past_key_values is not None, **kwargs)
 
 
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
@@ -183,7 +221,7 @@ def _host_class(collab: type[nn.Module]) -> type[nn.Module]:
     return next(c for c in collab.__mro__ if c.__name__ in FAMILIES)
 
 
-def convert_(module: nn.Module, plan: LayerPlan) -> None:
+def convert_(module: Any, plan: LayerPlan) -> None:
     """Turn a dense attention module into a collaborative one, in place; factors are left uninitialised.
 
     Keeps the module and its projections as objects (hooks stay), their device, dtype, training mode and
@@ -209,7 +247,7 @@ def convert_(module: nn.Module, plan: LayerPlan) -> None:
     module.mixing = mixing
 
 
-def _resize_(linear: nn.Linear, out_features: int) -> None:
+def _resize_(linear: Any, out_features: int) -> None:
     old = linear.weight
     linear.weight = nn.Parameter(
         old.new_empty(out_features, linear.in_features), requires_grad=old.requires_grad

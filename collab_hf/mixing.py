@@ -58,9 +58,30 @@ class Mixing(nn.Module):
             width: last dimension of the result, >= score_width; the rest is zero.
 
         Returns:
-            (B, G, T, width) with G = 1 or num_heads.
+            (B, G, T, width) with G = 1 or num_heads. Beyond score_width there are zeros, or without gradients
+            any finite numbers: the queries' zeros meet them.
         """
         raise NotImplementedError
+
+    def latent_queries(self, shared: Tensor) -> Tensor:
+        """Queries that meet the shared key itself, for a form whose heads each read keys of their own.
+
+        One new token then needs no per-head keys of all the tokens before it.
+
+        Args:
+            shared: (B, T, query_rank).
+
+        Returns:
+            Per-head queries times Q_h^T, (B, num_heads, T, key_rank).
+        """
+        return torch.matmul(
+            self.queries(shared, self.score_width), self.key_maps().to(shared).transpose(1, 2)
+        )
+
+    @property
+    def derives_keys(self) -> bool:
+        """Whether per-head keys are computed from the shared key, rather than being views of it."""
+        return False
 
     def query_maps(self) -> Tensor:
         """P_h for every head, (num_heads, query_rank, score_width)."""
@@ -75,6 +96,10 @@ class Mixing(nn.Module):
             return queries
         return queries + _pad(self.bias, queries.shape[-1]).unsqueeze(1)
 
+    def _split_heads(self, flat: Tensor, width: int) -> Tensor:
+        # (B, T, H*W) -> (B, H, T, width). Zeros are cheaper to copy in than to compute as part of a product.
+        return _pad(flat.unflatten(-1, (self.num_heads, -1)), width).transpose(1, 2)
+
     def _shared_key(self, shared: Tensor, width: int) -> Tensor:
         return _pad(shared, width).unsqueeze(1)
 
@@ -86,8 +111,7 @@ class CopyMixing(Mixing):
         return self._add_bias(self.keys(shared, width))
 
     def keys(self, shared: Tensor, width: int) -> Tensor:  # noqa: D102
-        # (B, T, H*W) -> (B, H, T, W)
-        return _pad(shared.unflatten(-1, (self.num_heads, -1)).transpose(1, 2), width)
+        return self._split_heads(shared, width)
 
     def query_maps(self) -> Tensor:  # noqa: D102
         return torch.eye(self.key_rank).view(self.key_rank, self.num_heads, -1).transpose(0, 1)
@@ -135,16 +159,36 @@ class SelectionMixing(Mixing):
         self.weight = nn.Parameter(torch.empty(num_heads, plan.score_width)) if weighted else None
 
     def queries(self, shared: Tensor, width: int) -> Tensor:  # noqa: D102
-        queries = self.keys(shared, width)
+        picked = self._pick(shared, self.index.flatten())
         if self.weight is not None:
-            queries = queries * _pad(self.weight, width).unsqueeze(1)
-        return self._add_bias(queries)
+            picked = picked * self.weight.flatten()
+        if self.bias is not None:
+            picked = picked + self.bias.flatten()
+        return self._split_heads(picked, width)
 
     def keys(self, shared: Tensor, width: int) -> Tensor:  # noqa: D102
+        index = self.index.flatten()
+        spare = width - self.score_width
+        if _may_overlap(shared) and spare:
+            return (
+                self._pick(shared, F.pad(index, (0, spare)))
+                .unfold(-1, width, self.score_width)
+                .transpose(1, 2)
+            )
+        return self._split_heads(self._pick(shared, index), width)
+
+    @property
+    def derives_keys(self) -> bool:  # noqa: D102
+        return True
+
+    def _pick(self, shared: Tensor, index: Tensor) -> Tensor:
         # The column of zeros that is appended last is the one that index -1 reads.
-        index = F.pad(self.index, (0, width - self.score_width), value=-1) % (shared.shape[-1] + 1)
-        picked = F.pad(shared, (0, 1)).index_select(-1, index.flatten())
-        return picked.unflatten(-1, (self.num_heads, width)).transpose(1, 2)
+        columns = F.pad(shared, (0, 1))
+        index = index % columns.shape[-1]
+        if shared.device.type == "cpu" and shared.element_size() < 4:
+            # Torch gathers 4-byte numbers with vector instructions and 2-byte ones singly, six times slower.
+            return columns.float().index_select(-1, index).to(shared.dtype)
+        return columns.index_select(-1, index)
 
     def query_maps(self) -> Tensor:  # noqa: D102
         maps = self.key_maps()
@@ -188,15 +232,27 @@ class CoreMixing(Mixing):
         return torch.einsum("hs,swr->hwr", self.head, self.query_core)
 
     def queries(self, shared: Tensor, width: int) -> Tensor:  # noqa: D102
-        return _project_heads(shared, self._full_query_core(), self.bias, width)
+        bias = None if self.bias is None else self.bias.flatten()
+        return self._split_heads(F.linear(shared, self._full_query_core().flatten(0, 1), bias), width)
 
     def keys(self, shared: Tensor, width: int) -> Tensor:  # noqa: D102
         if self.key_core is not None:
-            return _project_heads(shared, self.key_core, None, width)
+            core, spare = self.key_core.flatten(0, 1), width - self.score_width
+            if _may_overlap(shared) and spare:
+                return (
+                    F.linear(shared, _pad_rows(core, spare))
+                    .unfold(-1, width, self.score_width)
+                    .transpose(1, 2)
+                )
+            return self._split_heads(F.linear(shared, core), width)
         if self.group is None:
             return self._shared_key(shared, width)
         grouped = _pad(shared.unflatten(-1, (self.key_groups, -1)), width).transpose(1, 2)
         return grouped.index_select(1, self.group)
+
+    @property
+    def derives_keys(self) -> bool:  # noqa: D102
+        return self.key_core is not None
 
     def query_maps(self) -> Tensor:  # noqa: D102
         return self._full_query_core().transpose(1, 2)
@@ -207,7 +263,8 @@ class CoreMixing(Mixing):
         identity = torch.eye(self.key_rank).to(self.query_core)
         if self.group is None:
             return identity.expand(self.num_heads, -1, -1)
-        return identity.unflatten(1, (self.key_groups, -1)).movedim(1, 0)[self.group]
+        by_group: Tensor = identity.unflatten(1, (self.key_groups, -1)).movedim(1, 0)
+        return by_group.index_select(0, self.group)
 
 
 def build_mixing(plan: LayerPlan, num_heads: int) -> Mixing:
@@ -234,10 +291,11 @@ def _pad(x: Tensor, width: int) -> Tensor:
     return F.pad(x, (0, missing)) if missing else x
 
 
-def _project_heads(shared: Tensor, core: Tensor, bias: Tensor | None, width: int) -> Tensor:
-    # The zeros are put into the weight, not into the (much larger) activations.
-    if width > core.shape[1]:
-        core = F.pad(core, (0, 0, 0, width - core.shape[1]))
-    flat_bias = None if bias is None else _pad(bias, width).flatten()
-    # (B, T, R) -> (B, T, H*W) -> (B, H, T, W)
-    return F.linear(shared, core.flatten(0, 1), flat_bias).unflatten(-1, (len(core), width)).transpose(1, 2)
+def _pad_rows(matrix: Tensor, missing: int) -> Tensor:
+    return F.pad(matrix, (0, 0, 0, missing))
+
+
+def _may_overlap(shared: Tensor) -> bool:
+    # Keys wider than the score may show the next head's numbers where the query has zeros: no copy is made.
+    # The backward of such a view costs more than the copy, and other devices' kernels want aligned rows.
+    return shared.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()

@@ -44,10 +44,12 @@ def wide_attention(
     value: Tensor,
     mask: Tensor | None,
     scaling: float,
+    *,
+    bias: Tensor | None = None,
     dropout: float = 0.0,
     causal: bool = False,
 ) -> Tensor:
-    """softmax(query key^T * scaling + mask) value, for queries wider than the values.
+    """softmax(query key^T * scaling + bias + mask) value, for queries wider than the values.
 
     Args:
         query: (B, H, T, W).
@@ -55,6 +57,7 @@ def wide_attention(
         value: (B, H, S, V).
         mask: None, boolean (True attends) or additive, broadcastable to (B, H, T, S).
         scaling: factor of the scores.
+        bias: content bias of (B, H, 1, S), already scaled.
         dropout: probability of dropping an attention weight.
         causal: without a mask, each query attends the keys up to its own position only.
 
@@ -63,27 +66,31 @@ def wide_attention(
     """
     batch, _, length, _ = query.shape
     if mask is None and causal and length > 1:
-        key, value = key[:, :, :length], value[:, :, :length]
         mask = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device).tril()
     rows = _piece_rows(query, key.shape[2])
-    if rows >= batch * length:
-        return _fold(query, key, value, mask, scaling, dropout).transpose(1, 2)
+    if rows is None:
+        return _fold(query, key, value, bias, mask, scaling, dropout).transpose(1, 2)
     pieces = []
     for b in range(batch):
+        sample = slice(b, b + 1)
+        part = None if bias is None else bias[sample]
         for start in range(0, length, rows):
             chosen = slice(start, start + rows)
-            part = _mask_part(mask, b, chosen)
-            sample = slice(b, b + 1)
-            pieces.append(_fold(query[sample, :, chosen], key[sample], value[sample], part, scaling, dropout))
+            allowed = _mask_part(mask, b, chosen)
+            few = query[sample, :, chosen]
+            pieces.append(_fold(few, key[sample], value[sample], part, allowed, scaling, dropout))
     return torch.cat(pieces, dim=2).view(query.shape[1], batch, length, -1).permute(1, 2, 0, 3)
 
 
-def _piece_rows(query: Tensor, key_length: int) -> int:
+def _piece_rows(query: Tensor, key_length: int) -> int | None:
+    """Queries of one sample in a piece; None where all of them are one piece."""
     batch, heads, length, _ = query.shape
     # Data-dependent loops would be unrolled into a graph, and a GPU gains nothing from small pieces.
-    if query.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return batch * length
-    return max(16, _PIECE_BYTES // (heads * key_length * query.element_size()))
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if query.device.type != "cpu" or traced:
+        return None
+    rows = max(16, _PIECE_BYTES // (heads * key_length * query.element_size()))
+    return None if rows >= batch * length else rows
 
 
 def _mask_part(mask: Tensor | None, sample: int, queries: slice) -> Tensor | None:
@@ -95,7 +102,13 @@ def _mask_part(mask: Tensor | None, sample: int, queries: slice) -> Tensor | Non
 
 
 def _fold(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, dropout: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    scaling: float,
+    dropout: float,
 ) -> Tensor:
     batch, heads, length, width = query.shape
     # (B, H, T, W) -> (B, H*T, W) against one shared key (B, W, S): one product instead of H
@@ -104,13 +117,17 @@ def _fold(
         scores = torch.bmm(folded, key[:, 0].transpose(1, 2)).view(batch, heads, length, -1)
     else:
         scores = torch.matmul(query * scaling, key.transpose(2, 3))
+    if bias is not None:
+        scores = scores + bias
     blocked = None
     if mask is not None:
+        # A row that may attend nothing has no softmax; it is computed as if unmasked, then set to zero.
         if mask.dtype == torch.bool:
-            mask = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, float("-inf"))
-        blocked = (mask == float("-inf")).all(-1, keepdim=True)
-        # A row of -inf has no softmax; it is computed as if unmasked, then set to zero.
-        scores = scores + mask.masked_fill(blocked, 0.0)
+            blocked = ~mask.any(-1, keepdim=True)
+            scores = scores.masked_fill(~(mask | blocked), float("-inf"))
+        else:
+            blocked = (mask == float("-inf")).all(-1, keepdim=True)
+            scores = scores + mask.masked_fill(blocked, 0.0)
     weights = scores.softmax(-1)
     if blocked is not None:
         weights = weights.masked_fill(blocked, 0.0)
