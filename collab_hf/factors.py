@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,3 +57,56 @@ class SharedFactors:
         if self.content_bias is not None:
             tensors.append(self.content_bias)
         return sum(t.numel() for t in tensors)
+
+    def flops(self, length: int) -> int:
+        """Operations from the inputs to the scores of one sequence; a multiplication with an addition is 2.
+
+        Args:
+            length: number of query tokens and of key tokens of one sequence.
+
+        Returns:
+            Projections, mixing, score products and an exact content bias; the dense layer's count is that of
+            `copy`.
+        """
+        plan, heads = self.plan, self.mixing.num_heads
+        projections = 2 * (self.shared_query.numel() + self.shared_key.numel()) * length
+        mixing = 0
+        if plan.method == "tucker":
+            narrowed = plan.score_width < plan.key_rank // plan.key_groups
+            ranks = plan.query_rank + (plan.key_rank if narrowed else 0)
+            mixing = 2 * heads * plan.score_width * ranks * length
+        elif plan.method == "cp":
+            mixing = heads * plan.score_width * length
+        scores = 2 * heads * plan.score_width * length**2
+        if self.content_bias is not None:
+            projections += 2 * self.content_bias.numel() * length
+            scores += heads * length**2
+        return projections + mixing + scores
+
+    def to_tensorly(self) -> Any:
+        """The approximation as one of tensorly's containers, modes (query, head, key).
+
+        Returns:
+            A `TuckerTensor` for tucker, whose head factor is that of `head_rank` or the identity; else a
+            `CPTensor`. Arrays are of tensorly's current backend; the content bias is not part of it.
+        """
+        import tensorly
+        from tensorly.cp_tensor import CPTensor
+        from tensorly.tucker_tensor import TuckerTensor
+
+        def array(tensor: Tensor) -> Any:
+            return tensorly.tensor(tensor.detach().cpu().numpy())
+
+        query, key = array(self.shared_query), array(self.shared_key)
+        with torch.no_grad():
+            maps = [m.to(self.shared_query) for m in (self.mixing.query_maps(), self.mixing.key_maps())]
+            cores = maps[0] @ maps[1].mT  # (num_heads, query_rank, key_rank)
+        if self.plan.method != "tucker":
+            weights = cores.diagonal(dim1=1, dim2=2)
+            return CPTensor((None, [query, array(weights), key]))
+        head = getattr(self.mixing, "head", None)
+        if head is None:
+            head = torch.eye(len(cores)).to(cores)
+        else:
+            cores = torch.linalg.lstsq(head.detach(), cores.flatten(1)).solution.view(-1, *cores.shape[1:])
+        return TuckerTensor((array(cores.transpose(0, 1)), [query, array(head), key]))

@@ -14,9 +14,11 @@ from collab_hf.factors import SharedFactors
 from collab_hf.mixing import build_mixing
 
 from .cp import decompose_cp
+from .grouped_tucker import decompose_grouped_tucker
 from .moments import Moments
 from .score_tensor import ScoreTensor
 from .solution import Solution
+from .sparse_cp import decompose_sparse_cp
 from .svd import decompose_svd
 from .tensorly_solver import solve_with_tensorly
 from .tucker import TuckerRanks, decompose_tucker
@@ -81,7 +83,7 @@ def decompose(
         whitened = replace(whitened, query_bias=whitened.query.new_zeros(whitened.query.shape[::2]))
     with torch.no_grad():
         if solver is None:
-            solution = _solve(whitened, plan, max_sweeps, tol)
+            solution = _solve(whitened, plan, seed, max_sweeps, tol)
         else:
             solution = solve_with_tensorly(whitened, plan, solver, seed, max_sweeps, tol)
         solution = replace(
@@ -99,6 +101,11 @@ def _check(plan: LayerPlan, scores: ScoreTensor) -> None:
         raise RankError(
             f"key_rank must equal query_rank for {plan.method}, got {plan.key_rank} and {plan.query_rank}"
         )
+    if plan.head_rank is not None and plan.score_width < plan.key_rank // plan.key_groups:
+        raise RankError(
+            f"score_width must be key_rank / key_groups with head_rank, got {plan.score_width} and "
+            f"{plan.key_rank // plan.key_groups}"
+        )
     full_rank, head_dim = scores.shape.full_rank, scores.shape.head_dim
     if plan.method == "copy" and (plan.query_rank, plan.score_width) != (full_rank, head_dim):
         raise RankError(
@@ -107,12 +114,18 @@ def _check(plan: LayerPlan, scores: ScoreTensor) -> None:
         )
 
 
-def _solve(scores: ScoreTensor, plan: LayerPlan, max_sweeps: int | None, tol: float) -> Solution:
+def _solve(scores: ScoreTensor, plan: LayerPlan, seed: int, max_sweeps: int | None, tol: float) -> Solution:
     options: dict[str, Any] = {"tol": tol}
     if max_sweeps is not None:
         options["max_sweeps"] = max_sweeps
+    if plan.method == "cp" and plan.score_width < plan.query_rank:
+        return decompose_sparse_cp(scores, plan.query_rank, plan.score_width, **options)
     if plan.method == "cp":
         return decompose_cp(scores, plan.query_rank, **options)
+    if plan.method == "tucker" and (plan.key_groups > 1 or plan.head_rank is not None):
+        group_rank = plan.key_rank // plan.key_groups
+        sizes = plan.query_rank, group_rank, plan.key_groups, plan.head_rank
+        return decompose_grouped_tucker(scores, *sizes, seed=seed, **options)
     if plan.method == "tucker":
         ranks = TuckerRanks(plan.query_rank, plan.key_rank, plan.score_width)
         return decompose_tucker(scores, ranks, **options)
