@@ -161,7 +161,8 @@ def _check_range(name: str, value: int, most: int, at: str) -> None:
 class CollabConfig:
     """What `compress_` is asked to do.
 
-    Give ranks, or a budget, or neither (a quarter of the query/key parameters).
+    Give ranks, or a budget or another target, or nothing: then `auto` takes the knee of the measured curve,
+    and the other methods a quarter of the query/key parameters.
 
     Args:
         method: `auto` chooses by measured error at the budget; `cp`, `tucker`, `svd` or `copy`.
@@ -173,10 +174,16 @@ class CollabConfig:
         head_rank: tucker; rank of the core along the heads.
         dims_per_head: cp; number of shared dimensions that each head uses (sparse mixing).
         budget: share of the query/key parameters to keep at most, in (0, 1].
+        target_params: auto; query/key parameters to keep at most.
+        target_flops: auto; `LENGTH:SHARE`, operations for queries, keys and scores at that length, at
+            most this share of the dense ones.
+        max_loss: auto; greatest divergence of the output from the original's, predicted on calibration data.
         content_bias: `exact`, `folded`, or `auto`: folded where the score fits head_dim, else exact.
         solver: None for the structured solvers, or a tensorly decomposition such as `tensorly.parafac`.
         damping: added to the covariance's diagonal, relative to its mean (dimensionless, >= 0).
         seed: seed of every random choice.
+        hold_out: keep every eighth calibration example, 64 at most, out of the statistics, as planning does
+            to measure on them; it stands in recipes that a plan wrote, so that they give the same again.
         precision: dtype inside the solvers, `float64` or `float32`.
         layers: settings by layer name (shell-style pattern) that replace the fields above; the value `dense`
             leaves a layer alone.
@@ -194,10 +201,14 @@ class CollabConfig:
     head_rank: int | None = None
     dims_per_head: int | None = None
     budget: float | None = None
+    target_params: int | None = None
+    target_flops: str | None = None
+    max_loss: float | None = None
     content_bias: Literal["auto", "exact", "folded"] = "auto"
     solver: str | None = None
     damping: float = 1e-3
     seed: int = 0
+    hold_out: bool = False
     precision: Literal["float64", "float32"] = "float64"
     layers: Mapping[str, Mapping[str, Any] | Literal["dense"]] = field(default_factory=dict)
 
@@ -219,7 +230,7 @@ class CollabConfig:
 
     def _check_fields_fit_method(self) -> None:
         allowed = _FIELDS_OF_METHOD[self.method]
-        for name in sorted(_RANK_FIELDS - allowed):
+        for name in sorted((_RANK_FIELDS | _TARGETS) - allowed):
             value = getattr(self, name)
             if value is not None and value != (1 if name == "key_groups" else None):
                 owners = ", ".join(m for m, names in _FIELDS_OF_METHOD.items() if name in names)
@@ -236,6 +247,9 @@ class CollabConfig:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise RankError(f"{name} must be an integer of at least 1, got {value}")
+        goals = [n for n in ("budget", "target_params", "max_loss") if getattr(self, n) is not None]
+        if len(goals) > 1:
+            raise ConfigError(f"give one of budget, target_params and max_loss, got {' and '.join(goals)}")
         if self.budget is not None and (self.rank or self.query_rank or self.key_rank):
             raise ConfigError("give a budget or ranks, not both")
         if self.rank and (self.query_rank or self.key_rank):
@@ -304,9 +318,12 @@ class CollabConfig:
 _RANK_FIELDS = frozenset(
     {"rank", "query_rank", "key_rank", "score_width", "key_groups", "head_rank", "dims_per_head"}
 )
-_NO_RANKS: dict[str, Any] = {name: 1 if name == "key_groups" else None for name in (*_RANK_FIELDS, "budget")}
+_TARGETS = frozenset({"target_params", "target_flops", "max_loss"})
+_NO_RANKS: dict[str, Any] = {
+    name: 1 if name == "key_groups" else None for name in (*_RANK_FIELDS, *_TARGETS, "budget")
+}
 _FIELDS_OF_METHOD: dict[str, frozenset[str]] = {
-    "auto": frozenset(),
+    "auto": _TARGETS,
     "cp": frozenset({"rank", "dims_per_head"}),
     "tucker": _RANK_FIELDS - {"dims_per_head"},
     "svd": frozenset({"rank"}),

@@ -14,12 +14,19 @@ from transformers import PreTrainedModel
 from .attention import CollabAttention, convert_
 from .calibration import LayerStatistics, collect_statistics
 from .config import CollabConfig, LayerPlan, Method
-from .errors import DecompositionError, FamilyError
+from .errors import FamilyError
 from .factors import SharedFactors
 from .families import FAMILIES, Family, attention_layers
 from .modeling_collab import adopt_
-from .planning import candidate_plans, choose_factors
-from .tensors import ScoreTensor
+from .planning import (
+    Divergence,
+    candidate_plans,
+    choose_factors,
+    plan_model,
+    planned_layers,
+    score_tensor,
+    split_batches,
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,11 @@ class CompressionReport:
         parameters_before: all parameters of the model before.
         parameters_after: all parameters of the model after.
         calibrated: whether activation statistics were used.
-        config: the settings that were asked for.
+        config: the settings, with the forms that planning chose written out; they give the same again.
+        predicted_loss: sum of the planned layers' measured divergences, each replaced alone; None unless
+            layers were planned on data.
+        measured_loss: divergence of the compressed model's hidden states from the original's on the same
+            examples, which the statistics did not see.
     """
 
     layers: tuple[LayerReport, ...]
@@ -62,6 +73,8 @@ class CompressionReport:
     parameters_after: int
     calibrated: bool
     config: CollabConfig = field(default_factory=CollabConfig)
+    predicted_loss: float | None = None
+    measured_loss: float | None = None
 
     @property
     def qk_parameters_before(self) -> int:
@@ -104,7 +117,7 @@ def compress_(
 
     Args:
         model: a transformers model of a known family, with any task head.
-        config: method and ranks; by default the best form at a quarter of the query/key parameters.
+        config: method and ranks; by default the forms at the knee of the measured loss.
         calibration: batches of model inputs (dicts of tensors), whose activations tell what the softmax
             sees; or statistics that `collect_statistics` gave; None to decompose the weights alone.
         progress: whether to draw a progress bar on stderr.
@@ -121,16 +134,20 @@ def compress_(
     """
     config = config or CollabConfig()
     layers = _dense_layers(model)
-    chosen = {name: settings for name in layers if (settings := config.for_layer(name)) is not None}
-    plans = {
-        name: candidate_plans(chosen[name], layers[name][1].shape(layers[name][0]), name) for name in chosen
-    }
-    statistics = _statistics(model, {name: layers[name][0] for name in chosen}, calibration, progress)
+    _candidates(layers, config)  # ranks that don't fit come out before any work
+    predicted, divergence = None, None
+    if planned_layers(config, layers):
+        planned = plan_model(model, layers, config, calibration, progress=progress)
+        config, calibration = planned.config, planned.statistics
+        if planned.measured:
+            predicted, divergence = planned.predicted_loss, Divergence(model, planned.held_out)
+    chosen, plans = _candidates(layers, config)
+    statistics = _statistics(model, {name: layers[name][0] for name in chosen}, calibration, config, progress)
     before = sum(p.numel() for p in model.parameters())
     factors: dict[str, SharedFactors] = {}
     for name in tqdm(chosen, desc="Decomposing", unit="layer", disable=not progress):
         module, family = layers[name]
-        scores = _scores(module, family, name, chosen[name])
+        scores = score_tensor(module, family, name, chosen[name])
         factors[name] = choose_factors(
             scores, chosen[name], plans[name], None if statistics is None else statistics[name]
         )
@@ -142,7 +159,24 @@ def compress_(
         _report(name, factors.get(name), qk_before[name], layers[name][1], layers[name][0]) for name in layers
     ]
     after = sum(p.numel() for p in model.parameters())
-    return CompressionReport(tuple(reports), before, after, statistics is not None, config)
+    measured = None if divergence is None else divergence.measure()
+    return CompressionReport(
+        tuple(reports), before, after, statistics is not None, config, predicted, measured
+    )
+
+
+def _candidates(
+    layers: Mapping[str, tuple[nn.Module, Family]], config: CollabConfig
+) -> tuple[dict[str, CollabConfig], dict[str, list[LayerPlan]]]:
+    """Settings of the layers that are not dense, and the forms of those that the planner leaves alone."""
+    chosen = {name: settings for name in layers if (settings := config.for_layer(name)) is not None}
+    open_to_plan = planned_layers(config, layers)
+    plans = {
+        name: candidate_plans(settings, layers[name][1].shape(layers[name][0]), name)
+        for name, settings in chosen.items()
+        if name not in open_to_plan
+    }
+    return chosen, plans
 
 
 def _dense_layers(model: nn.Module) -> dict[str, tuple[nn.Module, Family]]:
@@ -161,19 +195,14 @@ def _statistics(
     model: PreTrainedModel,
     layers: Mapping[str, nn.Module],
     calibration: Iterable[Mapping[str, Any]] | Mapping[str, LayerStatistics] | None,
+    config: CollabConfig,
     progress: bool,
 ) -> Mapping[str, LayerStatistics] | None:
     if calibration is None or isinstance(calibration, Mapping):
         return calibration
+    if config.hold_out:
+        calibration = split_batches(list(calibration))[0]
     return collect_statistics(model, layers, calibration, progress=progress)
-
-
-def _scores(module: nn.Module, family: Family, name: str, config: CollabConfig) -> ScoreTensor:
-    query, key, bias = family.head_factors(module)
-    dtype = getattr(torch, config.precision)
-    if not all(torch.isfinite(t).all() for t in (query, key, *([] if bias is None else [bias]))):
-        raise DecompositionError(f"the query or key weights of {name} are not finite")
-    return ScoreTensor(query.to(dtype), key.to(dtype), None if bias is None else bias.to(dtype))
 
 
 def _install_(module: nn.Module, factors: SharedFactors) -> None:

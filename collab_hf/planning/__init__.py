@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
+from .curves import score_tensor
+from .divergence import Divergence, split_batches
+from .planner import ModelPlan, PlannedLayer, plan_model, planned_layers
 from .uniform import DEFAULT_BUDGET, candidate_plans, choose_factors
 
-__all__ = ["DEFAULT_BUDGET", "candidate_plans", "choose_factors"]
+__all__ = [
+    "DEFAULT_BUDGET",
+    "Divergence",
+    "ModelPlan",
+    "PlannedLayer",
+    "candidate_plans",
+    "choose_factors",
+    "plan_model",
+    "planned_layers",
+    "score_tensor",
+    "split_batches",
+]

@@ -165,11 +165,11 @@ def _replaced_layer(module: nn.Module, family: Family, factors: SharedFactors) -
     with torch.no_grad():
         bias = mixing.bias
         if bias is not None:
-            bias = torch.nn.functional.pad(bias, (0, head_dim - bias.shape[1])).flatten().to(query.weight)
-            query.bias = nn.Parameter(bias, requires_grad=False)
+            padded = torch.nn.functional.pad(bias, (0, head_dim - bias.shape[1])).flatten()
+            query.bias = nn.Parameter(padded.to(query.weight), requires_grad=False)
         query.weight = dense(factors.shared_query, mixing.query_maps(), before[0])
         key.weight = dense(factors.shared_key, mixing.key_maps(), before[2])
     try:
         yield
     finally:
-        query.weight, query.bias, key.weight = before  # type: ignore[assignment]
+        query.weight, query.bias, key.weight = before

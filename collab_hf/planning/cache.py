@@ -1,0 +1,151 @@
+"""Measured curves and statistics on disk, keyed by everything that they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..calibration import LayerStatistics
+from ..config import AttentionShape, CollabConfig, LayerPlan
+from ..errors import CollabError
+from ..tensors import Moments
+from .curves import LayerCurve
+from .spectra import Form
+
+# Part of every key: raise it when curves are measured in another way.
+_VERSION = 1
+
+# Entries that are kept; one of BERT-base's size takes 60 MB.
+_MOST_ENTRIES = 16
+
+
+def directory() -> Path:
+    """Where curves are kept: $COLLAB_HF_CACHE, or `collab_hf` beside the Hub's cache."""
+    return Path(os.environ.get("COLLAB_HF_CACHE") or Path(constants.HF_HOME) / "collab_hf") / "plans"
+
+
+def fingerprint(
+    model: PreTrainedModel, settings: Mapping[str, CollabConfig], batches: Iterable[Mapping[str, Any]]
+) -> str:
+    """A key for curves: weights, data and settings.
+
+    Args:
+        model: the dense model; every weight counts, since divergence is that of the whole model.
+        settings: settings of the planned layers; their budgets and targets do not matter.
+        batches: model inputs.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    digest = hashlib.blake2b(digest_size=20)
+
+    def add(*parts: Any) -> None:
+        digest.update(json.dumps([str(part) for part in parts]).encode())
+
+    def add_tensor(name: str, value: Tensor) -> None:
+        value = value.detach().cpu().contiguous()
+        add(name, value.dtype, tuple(value.shape))
+        digest.update(value.view(-1).view(torch.uint8).numpy().tobytes())
+
+    add(_VERSION, torch.__version__, type(model).__name__)
+    for name, config in settings.items():
+        add(name, config.content_bias, config.damping, config.precision)
+    for name, value in model.state_dict().items():
+        add_tensor(name, value)
+    for number, batch in enumerate(batches):
+        add("batch", number)
+        for name, value in batch.items():
+            add_tensor(name, value) if isinstance(value, Tensor) else add(name, value)
+    return digest.hexdigest()
+
+
+def save(key: str, curves: Sequence[LayerCurve], statistics: Mapping[str, LayerStatistics]) -> None:
+    """Keep curves and statistics; a file appears whole, and where none can be written nothing happens.
+
+    Args:
+        key: what `fingerprint` gave.
+        curves: measured curves.
+        statistics: moments that they were made from.
+    """
+    tensors: dict[str, Tensor] = {}
+    moments = []
+    for number, (name, item) in enumerate(statistics.items()):
+        sides = {"query": item.query} if item.key is item.query else {"query": item.query, "key": item.key}
+        moments.append([name, {side: value.count for side, value in sides.items()}])
+        for side, value in sides.items():
+            tensors[f"{number}.{side}.mean"] = value.mean.cpu()
+            tensors[f"{number}.{side}.covariance"] = value.covariance.cpu()
+    metadata = {"curves": json.dumps([_curve_to_list(c) for c in curves]), "moments": json.dumps(moments)}
+    folder = directory()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            written = Path(scratch) / "entry"
+            save_file(tensors, written, metadata)
+            written.replace(folder / f"{key}.safetensors")
+        entries = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for old in entries[_MOST_ENTRIES:]:
+            old.unlink(missing_ok=True)
+    except (OSError, SafetensorError):
+        return  # a full or read-only disk costs time on the next run, nothing else
+
+
+def load(key: str) -> tuple[list[LayerCurve], dict[str, LayerStatistics]] | None:
+    """Find what `save` kept.
+
+    Args:
+        key: what `fingerprint` gave.
+
+    Returns:
+        Curves and statistics, or None where there is no entry or a damaged one.
+    """
+    path = directory() / f"{key}.safetensors"
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            curves = [_curve_from_list(values) for values in json.loads(metadata["curves"])]
+            statistics = {}
+            for number, (name, counts) in enumerate(json.loads(metadata["moments"])):
+                sides = {
+                    side: Moments(
+                        file.get_tensor(f"{number}.{side}.mean"),
+                        file.get_tensor(f"{number}.{side}.covariance"),
+                        count,
+                    )
+                    for side, count in counts.items()
+                }
+                statistics[name] = LayerStatistics(sides["query"], sides.get("key", sides["query"]))
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, CollabError):
+        path.unlink(missing_ok=True)
+        return None
+    return curves, statistics
+
+
+def _curve_to_list(curve: LayerCurve) -> list[Any]:
+    shape = curve.shape
+    forms = [[f.plan.to_dict() if f.plan else None, f.error, f.parameters] for f in curve.forms]
+    sizes = [shape.query_size, shape.key_size, shape.num_heads, shape.head_dim]
+    return [curve.name, sizes, forms, curve.knots]
+
+
+def _curve_from_list(values: list[Any]) -> LayerCurve:
+    name, sizes, forms, knots = values
+    read = tuple(
+        Form(None if plan is None else LayerPlan.from_dict(plan, name), float(error), int(size))
+        for plan, error, size in forms
+    )
+    return LayerCurve(name, AttentionShape(*sizes), read, tuple((float(e), float(d)) for e, d in knots))

@@ -1,0 +1,174 @@
+"""What each layer loses in each form: spectral errors, turned into divergence by a few measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..calibration import LayerStatistics
+from ..config import AttentionShape, CollabConfig, LayerPlan
+from ..errors import DecompositionError
+from ..families import Family
+from ..tensors import ScoreTensor, decompose
+from .divergence import Batch, Divergence, replaced
+from .knapsack import Array
+from .spectra import Form, layer_forms, seen_scores
+
+# Shares of a layer's dense parameters whose best form is measured; between them the error curve interpolates.
+_MEASURED_SHARES = (1 / 24, 1 / 12, 1 / 6, 1 / 3, 0.6)
+
+# Sweeps before a form is measured: after three, the error is within a per cent of where it ends.
+_TRIAL_SWEEPS = 3
+
+Layers = Mapping[str, tuple[nn.Module, Family]]
+
+
+@dataclass(frozen=True)
+class LayerCurve:
+    """The forms of one layer and what they lose.
+
+    Attributes:
+        name: the layer's name relative to the base model.
+        shape: sizes of the dense layer.
+        forms: none dominated by another, by rising size.
+        knots: (truncation error, divergence of the output with this layer alone replaced), measured; empty
+            where there was no data to measure on, and the squared error stands for the loss.
+    """
+
+    name: str
+    shape: AttentionShape
+    forms: tuple[Form, ...]
+    knots: tuple[tuple[float, float], ...] = ()
+
+    def losses(self) -> Array:
+        """Loss of every form: the knots, interpolated in the logarithms of error and loss."""
+        errors = np.array([form.error for form in self.forms])
+        if not self.knots:
+            return errors**2
+        tiny = np.finfo(np.float64).tiny
+        known = sorted((max(e, tiny), max(d, tiny)) for e, d in self.knots)
+        x, y = np.log([k[0] for k in known]), np.log(np.maximum.accumulate([k[1] for k in known]))
+        at = np.log(np.maximum(errors, tiny))
+        # Beyond the measured range the divergence of a small error grows with its square.
+        slope = np.where(at < x[0], 2 * (at - x[0]), np.where(at > x[-1], 2 * (at - x[-1]), 0.0))
+        losses: Array = np.where(errors > 0, np.exp(np.interp(at, x, y) + slope), 0.0)
+        return losses
+
+
+def score_tensor(module: nn.Module, family: Family, name: str, config: CollabConfig) -> ScoreTensor:
+    """The per-head factors of a dense attention module, in the solvers' precision.
+
+    Args:
+        module: a dense attention module.
+        family: its family.
+        name: the layer's name, for the message.
+        config: the layer's settings.
+
+    Returns:
+        The factors.
+
+    Raises:
+        DecompositionError: weights that are not finite.
+    """
+    dtype = getattr(torch, config.precision)
+    query, key, bias = family.head_factors(module)
+    if not all(torch.isfinite(t).all() for t in (query, key, *([] if bias is None else [bias]))):
+        raise DecompositionError(f"the query or key weights of {name} are not finite")
+    return ScoreTensor(query.to(dtype), key.to(dtype), None if bias is None else bias.to(dtype))
+
+
+def spectral_curves(
+    layers: Layers,
+    settings: Mapping[str, CollabConfig],
+    statistics: Mapping[str, LayerStatistics] | None,
+    *,
+    progress: bool = False,
+) -> list[LayerCurve]:
+    """Curves without measurements: the squared error of each layer stands for its loss.
+
+    Args:
+        layers: dense attention module and family by name.
+        settings: settings of the layers that are planned.
+        statistics: moments of the layers' inputs, or None for the weights alone.
+        progress: whether to draw a progress bar on stderr.
+
+    Returns:
+        One curve a layer, in the order of settings.
+    """
+    curves = []
+    for name, config in tqdm(settings.items(), desc="Spectra", unit="layer", disable=not progress):
+        module, family = layers[name]
+        scores = score_tensor(module, family, name, config)
+        seen = seen_scores(scores, None if statistics is None else statistics[name], config.damping)
+        with torch.no_grad():
+            curves.append(LayerCurve(name, scores.shape, tuple(layer_forms(seen, config))))
+    return curves
+
+
+def measured_curves(
+    model: PreTrainedModel,
+    layers: Layers,
+    settings: Mapping[str, CollabConfig],
+    statistics: Mapping[str, LayerStatistics],
+    held_out: Sequence[Batch],
+    *,
+    progress: bool = False,
+) -> list[LayerCurve]:
+    """Curves with the divergence of the model's output at a few forms of each layer.
+
+    Args:
+        model: the dense model; left as it was found.
+        layers: dense attention module and family by name.
+        settings: settings of the layers that are planned.
+        statistics: moments of the layers' inputs.
+        held_out: model inputs that the statistics did not see.
+        progress: whether to draw progress bars on stderr.
+
+    Returns:
+        One curve a layer, in the order of settings.
+    """
+    curves = spectral_curves(layers, settings, statistics, progress=progress)
+    divergence = Divergence(model, held_out)
+    measured = []
+    points = [(curve, _measured_forms(curve)) for curve in curves]
+    with tqdm(
+        total=sum(len(f) for _, f in points), desc="Measuring", unit="form", disable=not progress
+    ) as bar:
+        for curve, forms in points:
+            module, family = layers[curve.name]
+            scores = score_tensor(module, family, curve.name, settings[curve.name])
+            knots = []
+            for form, plan in forms:
+                factors = decompose(
+                    scores,
+                    replace(plan, content_bias="folded"),
+                    query_moments=statistics[curve.name].query,
+                    key_moments=statistics[curve.name].key,
+                    damping=settings[curve.name].damping,
+                    precision=settings[curve.name].precision,
+                    max_sweeps=_TRIAL_SWEEPS,
+                )
+                with replaced(layers, {curve.name: factors}):
+                    knots.append((form.error, divergence.measure()))
+                bar.update()
+            measured.append(replace(curve, knots=tuple(knots)))
+    return measured
+
+
+def _measured_forms(curve: LayerCurve) -> list[tuple[Form, LayerPlan]]:
+    """The form of least error at each of a few sizes."""
+    chosen: dict[LayerPlan, Form] = {}
+    for share in _MEASURED_SHARES:
+        fitting = [
+            f for f in curve.forms if f.plan and f.parameters <= share * curve.shape.dense_parameters
+        ] or [f for f in curve.forms if f.plan][:1]
+        for form in sorted(fitting, key=lambda f: f.error)[:1]:
+            if form.plan is not None:
+                chosen[form.plan] = form
+    return [(form, plan) for plan, form in chosen.items()]

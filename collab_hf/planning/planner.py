@@ -1,0 +1,312 @@
+"""A budget goes in, one form for each layer comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from ..calibration import LayerStatistics, collect_statistics
+from ..config import CollabConfig, LayerPlan
+from ..errors import ConfigError
+from . import cache
+from .costs import attention_flops, flops_target
+from .curves import LayerCurve, Layers, measured_curves, spectral_curves
+from .divergence import Batch, split_batches
+from .knapsack import Array, BudgetError, solve_knapsack
+
+# Where the knee of the curve is looked for when nothing is asked for: above a half little is saved, and below
+# an eighth the models measured lose more than users expect of a default.
+_KNEE_SHARES = tuple(np.geomspace(1 / 8, 1 / 2, 13))
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """What one layer is to get.
+
+    Attributes:
+        name: the layer's name relative to the base model.
+        plan: its form, or None where it stays dense.
+        parameters: numbers of the form; for dense, the weights of query and key.
+        dense_parameters: weights of the dense query and key.
+        error: relative error by truncation.
+        loss: predicted divergence of the model's output with this layer alone in its form.
+    """
+
+    name: str
+    plan: LayerPlan | None
+    parameters: int
+    dense_parameters: int
+    error: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """A form for every layer, and what it is predicted to give.
+
+    Attributes:
+        layers: planned layers, in the model's order.
+        config: settings with every layer's form written out; compress_ with it needs no planning.
+        statistics: moments of the layers' inputs that the plan was made from; None without data.
+        held_out: model inputs that the statistics did not see; empty without data.
+        measured: whether losses are divergences of the output; else they are squared errors of the scores.
+    """
+
+    layers: tuple[PlannedLayer, ...]
+    config: CollabConfig
+    statistics: Mapping[str, LayerStatistics] | None
+    held_out: tuple[Batch, ...] = ()
+    measured: bool = False
+
+    @property
+    def parameters(self) -> int:
+        """Query/key numbers of all planned layers."""
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def share(self) -> float:
+        """Parameters over the dense ones."""
+        return self.parameters / max(1, sum(layer.dense_parameters for layer in self.layers))
+
+    @property
+    def predicted_loss(self) -> float:
+        """Sum of the layers' losses."""
+        return sum(layer.loss for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain values, ready for JSON."""
+        layers = [
+            {
+                "name": layer.name,
+                "plan": "dense" if layer.plan is None else layer.plan.to_dict(),
+                "parameters": layer.parameters,
+                "dense_parameters": layer.dense_parameters,
+                "relative_error": layer.error,
+                "predicted_loss": layer.loss,
+            }
+            for layer in self.layers
+        ]
+        return {
+            "layers": layers,
+            "parameters": self.parameters,
+            "share": self.share,
+            "predicted_loss": self.predicted_loss,
+            "measured": self.measured,
+        }
+
+
+def planned_layers(config: CollabConfig, names: Iterable[str]) -> dict[str, CollabConfig]:
+    """The layers whose form is the planner's to choose.
+
+    Args:
+        config: what the user asks.
+        names: the model's attention layers.
+
+    Returns:
+        Settings by name of the layers with method auto; those with a budget of their own and those that are
+        dense or have ranks are left out.
+    """
+    chosen = {}
+    for name in names:
+        settings = config.for_layer(name)
+        if settings is not None and settings.method == "auto" and settings.budget == config.budget:
+            chosen[name] = settings
+    return chosen
+
+
+def plan_model(
+    model: PreTrainedModel,
+    layers: Layers,
+    config: CollabConfig,
+    calibration: Iterable[Batch] | Mapping[str, LayerStatistics] | None,
+    *,
+    progress: bool = False,
+) -> ModelPlan:
+    """Choose every layer's form for the least loss that the targets allow.
+
+    With batches, losses are measured on examples that the statistics don't see, and kept in a cache, so that
+    another budget for the same model and data comes at once. With statistics alone, or without data, the
+    squared relative error of each layer stands for its loss.
+
+    Args:
+        model: a dense transformers model; left as it was found.
+        layers: dense attention module and family by name, all of the model's.
+        config: settings; its budget, target_params, target_flops or max_loss, or else the knee of the curve.
+        calibration: batches of model inputs, statistics, or None.
+        progress: whether to draw progress bars on stderr.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ConfigError: targets that no choice of forms meets; the message says the smallest possible.
+        CalibrationError: calibration data that is empty or does not run.
+        DecompositionError: weights that are not finite.
+    """
+    settings = planned_layers(config, layers)
+    if not settings:
+        raise ConfigError("no layer is left to plan: every one has a form or a budget of its own")
+    if config.target_flops is not None:
+        flops_target(config)  # a mistake in it must not come out after minutes of measuring
+    held: tuple[Batch, ...] = ()
+    statistics: Mapping[str, LayerStatistics] | None
+    if calibration is None or isinstance(calibration, Mapping):
+        statistics = calibration
+        curves = spectral_curves(layers, settings, statistics, progress=progress)
+    else:
+        curves, statistics, held = _measure(model, layers, settings, list(calibration), progress)
+    chosen = _choose(curves, config)
+    planned = tuple(
+        PlannedLayer(
+            curve.name,
+            (form := curve.forms[index]).plan,
+            form.parameters,
+            curve.shape.dense_parameters,
+            form.error,
+            float(curve.losses()[index]),
+        )
+        for curve, index in zip(curves, chosen, strict=True)
+    )
+    resolved = replace(_resolved(config, planned), hold_out=config.hold_out or bool(held))
+    return ModelPlan(planned, resolved, statistics, held, bool(curves[0].knots))
+
+
+def _measure(
+    model: PreTrainedModel,
+    layers: Layers,
+    settings: Mapping[str, CollabConfig],
+    batches: Sequence[Batch],
+    progress: bool,
+) -> tuple[list[LayerCurve], Mapping[str, LayerStatistics], tuple[Batch, ...]]:
+    """Statistics and curves, from the cache where they are known."""
+    seen, held = split_batches(batches)
+    key = cache.fingerprint(model, settings, batches)
+    known = cache.load(key)
+    if known is not None:
+        return *known, tuple(held)
+    modules = {name: module for name, (module, _) in layers.items()}
+    statistics = collect_statistics(model, modules, seen, progress=progress)
+    curves = measured_curves(model, layers, settings, statistics, held, progress=progress)
+    cache.save(key, curves, statistics)
+    return curves, statistics, tuple(held)
+
+
+def _choose(curves: Sequence[LayerCurve], config: CollabConfig) -> list[int]:
+    """Index of the form of every layer."""
+    losses = [curve.losses() for curve in curves]
+    parameters = [np.array([form.parameters for form in curve.forms], dtype=float) for curve in curves]
+    dense = sum(curve.shape.dense_parameters for curve in curves)
+    flops, most_flops = _flops(curves, config)
+    if config.max_loss is not None:
+        sizes = [np.stack(pair, axis=1) for pair in zip(losses, flops, strict=True)]
+        return _solve(parameters, sizes, (config.max_loss, most_flops), config, dense)
+    sizes = [np.stack(pair, axis=1) for pair in zip(parameters, flops, strict=True)]
+    most = float(config.target_params or np.inf)
+    if config.budget is not None:
+        most = config.budget * dense
+    elif config.target_params is None and config.target_flops is None:
+        most = _knee(losses, sizes, most_flops) * dense
+    return _solve(losses, sizes, (most, most_flops), config, dense)
+
+
+def _flops(curves: Sequence[LayerCurve], config: CollabConfig) -> tuple[list[Array], float]:
+    """Operations of every form at the target's length, and the most that all layers may take."""
+    if config.target_flops is None:
+        return [np.zeros(len(curve.forms)) for curve in curves], np.inf
+    length, share = flops_target(config)
+    counts = [
+        np.array([attention_flops(form.plan, curve.shape, length) for form in curve.forms], dtype=float)
+        for curve in curves
+    ]
+    return counts, share * sum(attention_flops(None, curve.shape, length) for curve in curves)
+
+
+def _solve(
+    objective: list[Array],
+    sizes: list[Array],
+    capacities: tuple[float, float],
+    config: CollabConfig,
+    dense: int,
+) -> list[int]:
+    try:
+        return solve_knapsack(objective, sizes, capacities)
+    except BudgetError as error:
+        least = error.least
+        if config.max_loss is not None:
+            raise ConfigError(f"no choice of forms meets target_flops {config.target_flops}") from None
+        if least[0] > capacities[0] and config.target_params is not None:
+            message = f"target_params must be at least {least[0]:.0f}, got {config.target_params}"
+        elif least[0] > capacities[0]:
+            smallest = np.ceil(1e4 * least[0] / dense) / 1e4
+            message = f"budget must be at least {smallest:.4f}, got {config.budget}"
+        elif least[1] > capacities[1]:
+            length, share = flops_target(config)
+            smallest = np.ceil(1e4 * least[1] / capacities[1] * share) / 1e4
+            message = f"target_flops must be at least {length}:{smallest:.4f}, got {config.target_flops}"
+        else:
+            message = f"no choice of forms meets both the parameters and target_flops {config.target_flops}"
+        raise ConfigError(f"{message}, for this model") from None
+
+
+def _knee(losses: list[Array], sizes: list[Array], most_flops: float) -> float:
+    """Share of the parameters where the curve of loss over share bends most: farthest from its chord."""
+    dense = sum(size[:, 0].max() for size in sizes)
+    totals = []
+    for share in _KNEE_SHARES:
+        try:
+            picks = solve_knapsack(losses, sizes, (share * dense, most_flops))
+        except BudgetError:
+            totals.append(np.inf)
+            continue
+        totals.append(sum(float(loss[i]) for loss, i in zip(losses, picks, strict=True)))
+    points = [(s, t) for s, t in zip(_KNEE_SHARES, totals, strict=True) if np.isfinite(t)]
+    if len(points) < 3 or points[0][1] <= points[-1][1]:
+        return points[0][0] if points else 1.0
+    shares, values = np.array(points).T
+    x = (shares - shares[0]) / (shares[-1] - shares[0])
+    y = (values - values[-1]) / (values[0] - values[-1])
+    return float(shares[int((1 - x - y).argmax())])
+
+
+def _resolved(config: CollabConfig, planned: Iterable[PlannedLayer]) -> CollabConfig:
+    """The settings with the planned layers' forms written out, after the user's own patterns."""
+    forms = {layer.name: layer_settings(layer.plan) for layer in planned}
+    return replace(
+        config,
+        budget=None,
+        target_params=None,
+        target_flops=None,
+        max_loss=None,
+        layers={**config.layers, **forms},
+    )
+
+
+def layer_settings(plan: LayerPlan | None) -> dict[str, Any] | Literal["dense"]:
+    """A form as an entry of `CollabConfig.layers`.
+
+    Args:
+        plan: the form, or None for dense.
+
+    Returns:
+        Fields of CollabConfig that give this form again.
+    """
+    if plan is None:
+        return "dense"
+    values: dict[str, Any] = {"method": plan.method, "content_bias": plan.content_bias}
+    if plan.method == "tucker":
+        values |= {
+            "query_rank": plan.query_rank,
+            "key_rank": plan.key_rank // plan.key_groups,
+            "score_width": plan.score_width,
+        }
+        values |= {"key_groups": plan.key_groups} if plan.key_groups > 1 else {}
+        values |= {"head_rank": plan.head_rank} if plan.head_rank else {}
+    elif plan.method != "copy":
+        values["rank"] = plan.query_rank
+        if plan.method == "cp" and plan.score_width != plan.query_rank:
+            values["dims_per_head"] = plan.score_width
+    return values
