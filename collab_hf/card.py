@@ -15,12 +15,11 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from .card_tables import layer_rows, section, totals_table
 from .errors import CheckpointError
+from .recipe import RECIPE_FILE, REPORT_FILE
 
 HOME_PAGE = "https://arxiv.org/abs/2006.16362"
 TEMPLATE = Path(__file__).with_name("card_template.md")
 CARD_FILE = "README.md"
-REPORT_FILE = "collab_report.json"
-RECIPE_FILE = "collab_recipe.yaml"
 
 # What a derived model may say about itself in its source's words.
 _TAKEN_OVER = ("license", "license_name", "license_link", "language", "datasets", "pipeline_tag")

@@ -21,7 +21,7 @@ def totals_table(report: Mapping[str, Any], weight_bytes: int) -> str:
         before, after = report.get(f"{name}_before"), report.get(f"{name}_after")
         if before and after:
             rows.append(f"| {label} | {before:,} | {after:,} | {after / before:.1%} |")
-    before, after = report.get("file_size_before"), weight_bytes
+    before, after = report.get("weight_bytes_before"), weight_bytes
     if before and after:
         rows.append(
             f"| weights on disk | {before / 1e6:.1f} MB | {after / 1e6:.1f} MB | {after / before:.1%} |"

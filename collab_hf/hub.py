@@ -20,7 +20,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
 )
 
 from .card import CARD_FILE, CardFacts, card_metadata, make_card
-from .errors import CheckpointError, HubError
+from .errors import CheckpointError, ConfigError, HubError
 
 # Weights in every form that the Hub has: what a compression writes anew, and what a push replaces as a whole.
 WEIGHT_FILES = (
@@ -64,7 +64,8 @@ def push(
 
     Raises:
         CheckpointError: directory is not a complete compressed checkpoint.
-        HubError: no token, no right to write, an impossible name, or no connection.
+        ConfigError: a name that no repository can have.
+        HubError: no token, no right to write, or no connection.
     """
     files = _files(directory)
     api = HfApi(token=token)
@@ -117,6 +118,7 @@ def fetch_files(
         The checkpoint's directory.
 
     Raises:
+        ConfigError: a name that no repository can have.
         HubError: the repository can't be reached or read.
     """
     if Path(name).is_dir():
@@ -196,7 +198,7 @@ def _plain_errors(name: str) -> Iterator[None]:
         with _uploads_unwrapped():
             yield
     except HFValidationError as error:
-        raise HubError(f"{name!r} is not the name of a repository: {_line(error)}") from error
+        raise ConfigError(f"{name!r} is not the name of a repository: {_line(error)}") from error
     except LocalTokenNotFoundError as error:
         raise HubError("no Hub token found; set HF_TOKEN or run `hf auth login`") from error
     except RepositoryNotFoundError as error:

@@ -9,7 +9,7 @@ from cli_support import CommandLine
 
 from collab_hf import __version__, cli
 
-COMMANDS = ("compress", "verify", "evaluate")
+COMMANDS = ("compress", "verify", "evaluate", "export", "push")
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from transformers import (
 
 from collab_hf import hub as hub_module
 from collab_hf.card import card_metadata
-from collab_hf.errors import CheckpointError, CollabError, HubError
+from collab_hf.errors import CheckpointError, CollabError, ConfigError, HubError
 from collab_hf.hub import fetch_files, push
 
 # huggingface_hub's own upload of large files, with the newest HTTP client
@@ -113,7 +113,7 @@ def test_the_token_is_told_from_the_name(lfs_hub: HubServer, saved: Path) -> Non
     lfs_hub.readonly.add("else/small-bert")
     with pytest.raises(HubError, match="the token may not write to else/small-bert"):
         push(saved, "else/small-bert")
-    with pytest.raises(HubError, match="'a/b/c' is not the name of a repository"):
+    with pytest.raises(ConfigError, match="'a/b/c' is not the name of a repository"):
         push(saved, "a/b/c")
     assert not any(r.branches["main"] for r in lfs_hub.repositories.values())
 

@@ -1,4 +1,4 @@
-"""The command line: `collab-hf compress | verify | evaluate`.
+"""The command line: `collab-hf compress | verify | evaluate | export | push`.
 
 Exit codes: 0 done, 2 bad usage or input, 1 anything else. Only this package prints. What a
 command needs is imported when it runs, so that help comes at once.
@@ -12,9 +12,9 @@ from typing import Annotated
 
 import typer
 
-from collab_hf.cli import compress, evaluate, verify
+from collab_hf.cli import compress, evaluate, export, push, verify
 from collab_hf.cli.answers import AnsweringCommand
-from collab_hf.errors import CollabError
+from collab_hf.errors import CollabError, HubError
 
 app = typer.Typer(
     add_completion=False,
@@ -26,6 +26,8 @@ app = typer.Typer(
 app.command(cls=AnsweringCommand, epilog=compress.EXAMPLE)(compress.compress)
 app.command(cls=AnsweringCommand, epilog=verify.EXAMPLE)(verify.verify)
 app.command(cls=AnsweringCommand, epilog=evaluate.EXAMPLE)(evaluate.evaluate)
+app.command(cls=AnsweringCommand, epilog=export.EXAMPLE)(export.export)
+app.command(cls=AnsweringCommand, epilog=push.EXAMPLE)(push.push)
 
 # What typer raises for arguments that it can't parse: BadParameter's ancestor, which it does not export.
 _UNUSABLE_ARGUMENTS: type[Exception] = next(
@@ -57,6 +59,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         result = app(arguments, prog_name="collab-hf", standalone_mode=False)
+    except HubError as error:
+        return _fail(str(error), 1)
     except CollabError as error:
         return _fail(str(error), 2)
     except _UNUSABLE_ARGUMENTS as error:

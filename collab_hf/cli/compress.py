@@ -82,6 +82,9 @@ def compress(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing checkpoint DIR.")
     ] = False,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="ID", help="Publish the result there; `push` has more options.")
+    ] = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     revision: options.Revision = None,
@@ -120,28 +123,38 @@ def compress(
     loading = Loading(dtype, device, revision, subfolder, token, trust_remote_code)
     report, size = _compress(model, output, recipe, loading, overwrite)
     values = {"model": model, "output": str(output), "file_size": size, **report.to_dict()}
-    return Answer(values, _describe(report, output, size))
+    text = _describe(report, output, size)
+    if push_to_hub is not None:
+        from collab_hf.hub import push
+
+        values["commit"] = push(output, push_to_hub, token=token)
+        text += f"\npublished {values['commit']}"
+    return Answer(values, text)
 
 
 def _compress(
     model: str, output: Path, recipe: Recipe, loading: Loading, overwrite: bool
 ) -> tuple[CompressionReport, int]:
     """Load, decompose and save; also the size of the weights' files in bytes."""
+    from collab_hf.card import CARD_FILE, make_card
     from collab_hf.checkpoint import check_output, new_directory, save_checkpoint
     from collab_hf.recipe import RECIPE_FILE, REPORT_FILE
     from collab_hf.surgery import compress_
 
-    original = Path(model) / loading.subfolder
-    check_output(output, original=original, overwrite=overwrite)
+    check_output(output, original=Path(model) / loading.subfolder, overwrite=overwrite)
     watched = start_reporting()
+    original = loading.files(model)
     loaded = loading.model(model)
+    size_before = sum(p.numel() * p.element_size() for p in loaded.parameters())
     batches = _calibration_batches(model, recipe, loading, loaded.config)
     report = compress_(loaded, recipe.config, batches, progress=watched)
     with new_directory(output, overwrite=overwrite) as directory:
-        save_checkpoint(loaded, directory, original=original, processor=loading.find_processor(model))
+        save_checkpoint(loaded, directory, original=original)
         recipe.write(directory / RECIPE_FILE)
-        text = json.dumps(report.to_dict(), indent=2, allow_nan=False)
+        source = {**loading.source(model), "weight_bytes_before": size_before}
+        text = json.dumps({**source, **report.to_dict()}, indent=2, allow_nan=False)
         (directory / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
+        make_card(directory, repo_id=output.resolve().name).save(directory / CARD_FILE)
         return report, sum(file.stat().st_size for file in directory.glob("*.safetensors"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collab_hf.errors import CheckpointError, ConfigError
@@ -73,6 +74,30 @@ class Loading:
         from collab_hf.checkpoint import load_processor
 
         return load_processor(name, **self._where())
+
+    def files(self, name: str) -> Path:
+        """A local directory with what belongs to a checkpoint besides its weights.
+
+        Args:
+            name: Hub id or local directory.
+
+        Returns:
+            The directory, in the cache where name is a Hub id.
+
+        Raises:
+            HubError: the Hub can't be reached, or has no such repository.
+        """
+        from collab_hf.hub import fetch_files
+
+        return fetch_files(name, revision=self.revision, subfolder=self.subfolder, token=self.token)
+
+    def source(self, name: str) -> dict[str, Any]:
+        """Where a checkpoint comes from, without any local path: what a report says of it."""
+        from collab_hf.recipe import public_name
+
+        given = {"revision": self.revision, "subfolder": self.subfolder, "dtype": self.dtype}
+        chosen = {key: value for key, value in given.items() if value not in (None, "", "auto")}
+        return {"model": public_name(name), "model_is_local": Path(name).exists(), **chosen}
 
     def _where(self) -> dict[str, Any]:
         return {

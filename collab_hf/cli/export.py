@@ -1,0 +1,68 @@
+"""`collab-hf export`: a checkpoint in formats that need no collab_hf."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from collab_hf.cli import options
+from collab_hf.cli.answers import Answer, start_reporting
+from collab_hf.cli.loading import Loading
+from collab_hf.errors import ConfigError
+
+EXAMPLE = "Example: collab-hf export bert-quarter --onnx bert-quarter.onnx --int8"
+
+
+def export(
+    directory: options.Directory,
+    onnx: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write an ONNX graph, dynamic in batch and length.")
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="With 8-bit weights in the graph.")] = False,
+    dense: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write the same model in the original's own classes and size."),
+    ] = None,
+    nearest: Annotated[
+        bool,
+        typer.Option("--nearest", help="With --dense: approximate scores that a dense head can't hold."),
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    as_json: options.AsJson = False,
+) -> Answer:
+    """Write the checkpoint DIR as ONNX, checked in ONNX Runtime, or as a plain transformers checkpoint."""
+    if (onnx is None) == (dense is None):
+        raise ConfigError("give either --onnx FILE or --dense DIR")
+    if onnx is not None and onnx.exists() and not overwrite:
+        raise ConfigError(f"{onnx} exists; choose another file or pass --overwrite")
+    start_reporting()
+    loading = Loading(dtype="float32", device="cpu") if onnx is not None else Loading(device="cpu")
+    if dense is not None:
+        return _dense(directory, dense, loading, nearest, overwrite)
+    from collab_hf.export import export_onnx
+
+    done = export_onnx(loading.model(str(directory)), Path(str(onnx)), int8=int8)
+    text = (
+        f"wrote {done.file} ({done.file_size / 1e6:.1f} MB): {', '.join(done.inputs)} -> "
+        f"{', '.join(done.outputs)}\nlargest difference to torch in ONNX Runtime: {done.difference:.1e}"
+    )
+    return Answer(done.to_dict(), text)
+
+
+def _dense(directory: Path, dense: Path, loading: Loading, nearest: bool, overwrite: bool) -> Answer:
+    from collab_hf.card import CARD_FILE
+    from collab_hf.checkpoint import check_output, new_directory, save_checkpoint
+    from collab_hf.dense import to_dense_
+    from collab_hf.recipe import RECIPE_FILE, REPORT_FILE
+
+    check_output(dense, original=directory, overwrite=overwrite)
+    model = to_dense_(loading.model(str(directory)), nearest=nearest)
+    with new_directory(dense, overwrite=overwrite) as new:
+        save_checkpoint(model, new, original=directory)
+        for stale in (CARD_FILE, RECIPE_FILE, REPORT_FILE):
+            # They describe the compressed form.
+            (new / stale).unlink(missing_ok=True)
+    values: dict[str, Any] = {"output": str(dense), "class": type(model).__name__}
+    return Answer(values, f"wrote {dense}: a plain {type(model).__name__}")

@@ -1,0 +1,64 @@
+"""`collab-hf push`: a compressed checkpoint goes to the Hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from collab_hf.cli import options
+from collab_hf.cli.answers import Answer, start_reporting
+from collab_hf.errors import ConfigError
+
+EXAMPLE = "Example: collab-hf push bert-quarter me/bert-quarter --private"
+
+
+def push(
+    directory: options.Directory,
+    repository: Annotated[str, typer.Argument(metavar="ID", help="owner/name on the Hub; made if missing.")],
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="Who may see a new repository.")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Branch to publish on; made if missing.")
+    ] = None,
+    message: Annotated[str | None, typer.Option(metavar="TEXT", help="Message of the commit.")] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What `evaluate --json` printed, for the card.")
+    ] = None,
+    bench: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What `bench --json` printed, for the card.")
+    ] = None,
+    token: options.Token = None,
+    as_json: options.AsJson = False,
+) -> Answer:
+    """Publish DIR on the Hub, in one commit: weights, tokenizer, recipe, code and model card.
+
+    The token comes from HF_TOKEN or from `hf auth login`. After a lost connection the same command goes on:
+    nothing is visible before all of it is.
+    """
+    from collab_hf.hub import push as publish
+
+    measured = {"evaluation": _json(evaluation), "bench": _json(bench)}
+    start_reporting()
+    url = publish(
+        directory, repository, private=private, revision=revision, message=message, token=token, **measured
+    )
+    return Answer(
+        {"repository": repository, "revision": revision or "main", "commit": url}, f"published {url}"
+    )
+
+
+def _json(file: Path | None) -> dict[str, Any] | None:
+    """A JSON object that a command printed into a file."""
+    if file is None:
+        return None
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} must hold one JSON object, got a {type(values).__name__}")
+    return values

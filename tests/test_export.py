@@ -1,0 +1,87 @@
+"""Graphs of compressed models: torch.export, torch.compile, ONNX, each equal to the model at other shapes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from random_models import PLANS, image_inputs, make_collab_, outputs, text_inputs
+from transformers import BertForMaskedLM, BertForMultipleChoice, ViTForImageClassification
+
+from collab_hf import export, export_onnx
+from collab_hf.errors import ExportError
+
+# The same sums in another order, relative to outputs of the order of one; seen: 2e-6.
+ROUNDING = 2e-5
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of the exporters, about their own parts
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+@pytest.mark.parametrize("plan", ["tucker-groups", "cp"])
+def test_text_to_onnx(plan: str, tiny_bert: Callable[..., Any], tmp_path: Path) -> None:
+    model = make_collab_(tiny_bert(BertForMaskedLM), PLANS[plan]).train()
+    done = export_onnx(model, tmp_path / "deep" / "model.onnx")
+    assert done.inputs == ("input_ids", "attention_mask", "token_type_ids")
+    assert done.outputs == ("logits",)
+    assert done.difference < ROUNDING
+    assert done.file_size == done.file.stat().st_size
+    assert [p.name for p in done.file.parent.iterdir()] == ["model.onnx"]
+    assert all(module.training for module in model.modules())
+
+
+def test_an_image_model_to_onnx_and_int8(tiny_vit: Callable[..., Any], tmp_path: Path) -> None:
+    model = make_collab_(tiny_vit(ViTForImageClassification), PLANS["tucker"])
+    full = export_onnx(model, tmp_path / "full.onnx")
+    small = export_onnx(model, tmp_path / "small.onnx", int8=True)
+    assert full.inputs == ("pixel_values",)
+    assert full.difference < ROUNDING < small.difference < 0.2
+    assert small.to_dict()["int8"]
+
+
+def test_the_check_sees_other_weights(
+    tiny_vit: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: a graph of something else is refused, and no file is left."""
+    model = make_collab_(tiny_vit(ViTForImageClassification), PLANS["tucker"])
+    trace = export._trace
+
+    def spoil(*arguments: Any) -> None:
+        trace(*arguments)
+        model.classifier.bias.data += 0.1
+
+    monkeypatch.setattr(export, "_trace", spoil)
+    with pytest.raises(ExportError, match=r"the graph's outputs differ from torch's by .*, more than 1e-04"):
+        export_onnx(model, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_exported_is_said(
+    tiny_bert: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ExportError, match="a multiple-choice model has no export"):
+        export_onnx(tiny_bert(BertForMultipleChoice), tmp_path / "model.onnx")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ExportError, match=r"needs onnx, onnxruntime, onnxscript; install collab-hf\[onnx\]"):
+        export_onnx(tiny_bert(), tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("plan", ["tucker", "cp"])
+def test_torch_export(plan: str, tiny_bert: Callable[..., Any]) -> None:
+    model = make_collab_(tiny_bert(), PLANS[plan])
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=40)
+    shapes = {name: {0: batch, 1: length} for name in ("input_ids", "attention_mask")}
+    program = torch.export.export(model, (), text_inputs(), dynamic_shapes=shapes)
+    inputs = text_inputs(batch=5, length=19)
+    assert (program.module()(**inputs)[0] - outputs(model, inputs)).abs().max() < ROUNDING
+
+
+@pytest.mark.parametrize("plan", ["tucker", "cp"])
+def test_torch_compile_has_no_graph_breaks(plan: str, tiny_vit: Callable[..., Any]) -> None:
+    model = make_collab_(tiny_vit(), PLANS[plan])
+    inputs = image_inputs()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert (outputs(compiled, inputs) - outputs(model, inputs)).abs().max() < ROUNDING
