@@ -30,9 +30,10 @@ _TABLES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 _IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")  # owner/name, or owner/name:configuration
-# A text column with fewer distinct values than this share of its rows holds labels (a topic, a genre), not
-# examples.
+# A text column with fewer distinct values than this share of its first rows holds labels (a topic, a genre),
+# not examples.
 _DISTINCT_SHARE = 0.1
+_ROWS_LOOKED_AT = 1000
 _SOURCES = (
     "a text file, a table (.csv .tsv .jsonl .parquet), an image folder, a data set id, a list, or 'default'"
 )
@@ -180,7 +181,7 @@ def _load_dataset(source: str | Path) -> Any:
         else:
             name, _, configuration = str(path if path.exists() else source).partition(":")
             loaded = datasets.load_dataset(name, configuration or None)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())  # the library's messages run over several lines
         raise CalibrationError(
             f"{source} can't be loaded as a data set: {reason}; calibration data is {_SOURCES}"
@@ -192,23 +193,18 @@ def _load_dataset(source: str | Path) -> Any:
 
 def _text_columns(dataset: Any, name: str, max_examples: int, seed: int) -> list[str]:
     """Texts of the text columns, row by row."""
-    rows = dataset.select(_indices(len(dataset), max_examples, seed))
-    columns = {
-        c: list(rows[c])
-        for c, f in dataset.features.items()
-        if getattr(f, "dtype", None) in ("string", "large_string")
-    }
-    prose = {c: v for c, v in columns.items() if len(set(v)) > _DISTINCT_SHARE * len(v)}
-    if not columns:
+    strings = [
+        c for c, f in dataset.features.items() if getattr(f, "dtype", None) in ("string", "large_string")
+    ]
+    if not strings:
         raise CalibrationError(
             f"{name} has no text column, only {', '.join(dataset.features) or 'none at all'}"
         )
-    texts = [
-        text.strip()
-        for row in zip(*(prose or columns).values(), strict=True)
-        for text in row
-        if text and text.strip()
-    ]
+    first = dataset.select(range(min(len(dataset), _ROWS_LOOKED_AT)))
+    prose = [c for c in strings if len(set(first[c])) > max(1, _DISTINCT_SHARE * len(first))]
+    rows = dataset.select(_indices(len(dataset), max_examples, seed))
+    columns = [rows[c] for c in prose or strings]
+    texts = [text.strip() for row in zip(*columns, strict=True) for text in row if text and text.strip()]
     return _some(texts, name, max_examples, seed)
 
 
