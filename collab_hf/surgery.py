@@ -133,7 +133,7 @@ def compress_(
         DecompositionError: weights that are not finite.
     """
     config = config or CollabConfig()
-    layers = _dense_layers(model)
+    layers = dense_layers(model)
     _candidates(layers, config)  # ranks that don't fit come out before any work
     predicted, divergence = None, None
     if planned_layers(config, layers):
@@ -179,7 +179,18 @@ def _candidates(
     return chosen, plans
 
 
-def _dense_layers(model: nn.Module) -> dict[str, tuple[nn.Module, Family]]:
+def dense_layers(model: nn.Module) -> dict[str, tuple[nn.Module, Family]]:
+    """The attention layers that can be compressed.
+
+    Args:
+        model: a transformers model.
+
+    Returns:
+        Module and family by the layer's name relative to the base model.
+
+    Raises:
+        FamilyError: no attention layer that collab_hf knows, or one that is compressed already.
+    """
     if any(isinstance(m, CollabAttention) for m in model.modules()):
         raise FamilyError("the model is compressed already; start from the original")
     layers = {name: (module, family) for name, module, family in attention_layers(model)}

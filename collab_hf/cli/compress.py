@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,6 +12,7 @@ import typer
 from collab_hf.cli import options
 from collab_hf.cli.answers import Answer, start_reporting, table
 from collab_hf.cli.loading import Loading
+from collab_hf.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -33,9 +35,27 @@ DimsPerHead = Annotated[
 Budget = Annotated[
     float | None,
     typer.Option(
-        metavar="F", help="Share of query/key parameters to keep at most, in (0, 1].  [default: 0.25]"
+        metavar="F",
+        help="Share of query/key parameters to keep at most, in (0, 1].  [default: the knee of the curve "
+        "with auto, else 0.25]",
     ),
 ]
+TargetParams = Annotated[
+    int | None, typer.Option(metavar="N", help="auto: query/key parameters to keep at most.")
+]
+TargetFlops = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LENGTH:SHARE",
+        help="auto: at this sequence length, operations for queries, keys and scores at most this share of "
+        "the dense ones.",
+    ),
+]
+MaxLoss = Annotated[
+    float | None,
+    typer.Option(metavar="X", help="auto: greatest divergence of the hidden states from the original's."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, its size, cost and loss, and stop.")]
 Calibration = Annotated[
     str | None,
     typer.Option(
@@ -52,9 +72,9 @@ CalibrationExamples = Annotated[
 def compress(
     model: options.Model,
     output: Annotated[
-        Path,
+        Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Where the result appears, whole or not at all."),
-    ],
+    ] = None,
     method: Annotated[
         Literal["auto", "cp", "tucker", "svd", "copy"] | None,
         typer.Option(metavar="METHOD", help="auto, cp, tucker, svd or copy.  [default: auto]"),
@@ -67,6 +87,10 @@ def compress(
     score_width: ScoreWidth = None,
     dims_per_head: DimsPerHead = None,
     budget: Budget = None,
+    target_params: TargetParams = None,
+    target_flops: TargetFlops = None,
+    max_loss: MaxLoss = None,
+    dry_run: DryRun = False,
     content_bias: Annotated[
         Literal["auto", "exact", "folded"] | None,
         typer.Option(metavar="FORM", help="auto, exact or folded.  [default: auto]"),
@@ -95,8 +119,8 @@ def compress(
 ) -> Answer:
     """Replace the attention's query and key projections with smaller, shared ones.
 
-    Without a method or ranks: the best form at a quarter of the query/key parameters, chosen with the
-    examples that ship with the package. DIR gets the model, what belongs to the original beside it
+    Without a method or ranks: for each layer the form of least measured loss, at the knee of the curve, chosen
+    with the examples that ship with the package. DIR gets the model, what belongs to the original beside it
     (tokenizer, image processor), the recipe and a report.
     """
     from collab_hf.recipe import Recipe, current_versions, public_name
@@ -111,6 +135,9 @@ def compress(
         "score_width": score_width,
         "dims_per_head": dims_per_head,
         "budget": budget,
+        "target_params": target_params,
+        "target_flops": target_flops,
+        "max_loss": max_loss,
         "content_bias": content_bias,
         "calibration": calibration,
         "calibration_examples": calibration_examples,
@@ -121,6 +148,10 @@ def compress(
     made = {"model": public_name(model), "versions": current_versions()}
     recipe = Recipe.from_dict({**written, **chosen, **made})
     loading = Loading(dtype, device, revision, subfolder, token, trust_remote_code)
+    if dry_run:
+        return _dry_run(model, recipe, loading)
+    if output is None:
+        raise ConfigError("--output DIR is missing; only --dry-run goes without")
     report, size = _compress(model, output, recipe, loading, overwrite)
     values = {"model": model, "output": str(output), "file_size": size, **report.to_dict()}
     text = _describe(report, output, size)
@@ -130,6 +161,16 @@ def compress(
         values["commit"] = push(output, push_to_hub, token=token)
         text += f"\npublished {values['commit']}"
     return Answer(values, text)
+
+
+def _dry_run(model: str, recipe: Recipe, loading: Loading) -> Answer:
+    from collab_hf.cli.dry_run import describe
+    from collab_hf.preview import preview
+
+    watched = start_reporting()
+    loaded = loading.model(model)
+    batches = _calibration_batches(model, recipe, loading, loaded.config)
+    return describe(preview(loaded, recipe.config, batches, progress=watched))
 
 
 def _compress(
@@ -143,14 +184,15 @@ def _compress(
 
     check_output(output, original=Path(model) / loading.subfolder, overwrite=overwrite)
     watched = start_reporting()
-    original = loading.files(model)
     loaded = loading.model(model)
+    original = loading.files(model)
     size_before = sum(p.numel() * p.element_size() for p in loaded.parameters())
     batches = _calibration_batches(model, recipe, loading, loaded.config)
     report = compress_(loaded, recipe.config, batches, progress=watched)
     with new_directory(output, overwrite=overwrite) as directory:
         save_checkpoint(loaded, directory, original=original)
-        recipe.write(directory / RECIPE_FILE)
+        # The report's settings have the planned forms written out.
+        replace(recipe, config=report.config).write(directory / RECIPE_FILE)
         source = {**loading.source(model), "weight_bytes_before": size_before}
         text = json.dumps({**source, **report.to_dict()}, indent=2, allow_nan=False)
         (directory / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
@@ -189,9 +231,19 @@ def _describe(report: CompressionReport, output: Path, size: int) -> str:
             f"whole model: {report.parameters_before:,} -> {report.parameters_after:,} parameters",
             f"mean relative error: {report.mean_relative_error:.4f}"
             f" ({'on calibration data' if report.calibrated else 'of the weights alone'})",
+            *_losses(report),
             f"wrote {output} ({size / 1e6:.1f} MB of weights)",
         ]
     )
+
+
+def _losses(report: CompressionReport) -> list[str]:
+    if report.predicted_loss is None or report.measured_loss is None:
+        return []
+    return [
+        f"divergence of the hidden states: predicted {report.predicted_loss:.4f}, "
+        f"measured {report.measured_loss:.4f}"
+    ]
 
 
 def _ranks(layer: LayerReport) -> str:

@@ -47,6 +47,8 @@ def choose_factors(
             key_moments=None if statistics is None else statistics.key,
             damping=config.damping,
             precision=config.precision,
+            solver=config.solver,
+            seed=config.seed,
             max_sweeps=max_sweeps,
         )
 

@@ -1,0 +1,97 @@
+"""Compare planned forms with uniform ranks at equal size, on examples that planning did not see.
+
+For each share, the model is compressed three times: planned over the layers, and with the same tucker and the
+same svd budget in every layer. The figure is the mean cosine between the embeddings of the original and the
+compressed model.
+
+Example:
+    python scripts/bench_planning.py .cache/checkpoints/minilm --evaluation texts.txt
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+
+from collab_hf import CollabConfig, collect_statistics, compress_, load_model
+from collab_hf.checkpoint import load_processor
+from collab_hf.examples import load_batches
+from collab_hf.families import attention_layers
+
+SHARES = (0.5, 0.25, 0.125, 0.0625)
+
+
+@torch.no_grad()
+def embeddings(model: Any, batches: Any, pooling: str) -> Tensor:
+    """One vector an example: the mean of its tokens, or the first one."""
+    vectors = []
+    for batch in batches:
+        hidden = model.base_model(**batch).last_hidden_state.float()
+        mask = batch.get("attention_mask", torch.ones(hidden.shape[:2])).unsqueeze(-1)
+        vectors.append(hidden[:, 0] if pooling == "first" else (hidden * mask).sum(1) / mask.sum(1))
+    return torch.cat(vectors)
+
+
+def run(
+    original: Any, config: CollabConfig, calibration: Any, evaluation: Any, reference: Tensor, pooling: str
+) -> dict[str, Any]:
+    """Compress a copy and compare its embeddings with the original's."""
+    model = copy.deepcopy(original)
+    start = time.perf_counter()
+    report = compress_(model, config, calibration, progress=True)
+    seconds = time.perf_counter() - start
+    cosine = torch.cosine_similarity(embeddings(model, evaluation, pooling), reference).mean()
+    return {
+        "share": report.qk_parameters_after / report.qk_parameters_before,
+        "parameters": report.qk_parameters_after,
+        "cosine": round(float(cosine), 5),
+        "seconds": round(seconds, 1),
+        "predicted_loss": report.predicted_loss,
+        "measured_loss": report.measured_loss,
+        "forms": [
+            f"{r.method} {r.rank}x{r.plan.key_rank}/{r.plan.score_width}" if r.plan else "dense"
+            for r in report.layers
+        ],
+    }
+
+
+def main(
+    checkpoint: Path,
+    evaluation: Annotated[str, typer.Option(help="Text file or image folder that planning does not see.")],
+    calibration: Annotated[str, typer.Option(help="As for collab-hf compress.")] = "default",
+    examples: Annotated[int, typer.Option(help="Calibration examples at most.")] = 1000,
+    evaluated: Annotated[int, typer.Option(help="Evaluation examples at most.")] = 500,
+    pooling: Annotated[str, typer.Option(help="mean or first.")] = "mean",
+    threads: Annotated[int, typer.Option(help="torch threads.")] = 2,
+) -> None:
+    """Print one JSON line for each share and method, and a table at the end."""
+    torch.set_num_threads(threads)
+    original = load_model(checkpoint)
+    processor = load_processor(checkpoint)
+    seen = list(load_batches(calibration, processor, config=original.config, max_examples=examples))
+    held = list(load_batches(evaluation, processor, config=original.config, max_examples=evaluated, seed=1))
+    reference = embeddings(original, held, pooling)
+    modules = {name: module for name, module, _ in attention_layers(original)}
+    statistics = collect_statistics(original, modules, seen, progress=True)
+    table = []
+    for share in SHARES:
+        row = {}
+        for name in ("auto", "tucker", "svd"):
+            config = CollabConfig(method=name, budget=share)
+            data = seen if name == "auto" else statistics
+            row[name] = run(original, config, data, held, reference, pooling)
+            typer.echo(json.dumps({"budget": share, "method": name, **row[name]}))
+        cells = " | ".join(f"{r['cosine']:.4f} ({r['share']:.3f})" for r in row.values())
+        table.append(f"| {share} | {cells} |")
+    typer.echo("\n".join(["| budget | plan | uniform tucker | uniform svd |", "|---|---|---|---|", *table]))
+
+
+if __name__ == "__main__":
+    typer.run(main)
