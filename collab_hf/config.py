@@ -23,12 +23,14 @@ class AttentionShape:
         key_size: width of the input of the key projection (differs from query_size in some cross-attention).
         num_heads: number of attention heads.
         head_dim: width of one dense head.
+        biases: entries of the biases of the query and key projections together.
     """
 
     query_size: int
     key_size: int
     num_heads: int
     head_dim: int
+    biases: int = 0
 
     @property
     def full_rank(self) -> int:
@@ -37,8 +39,8 @@ class AttentionShape:
 
     @property
     def dense_parameters(self) -> int:
-        """Weights of the dense query and key projections (their biases are not counted)."""
-        return (self.query_size + self.key_size) * self.full_rank
+        """Weights and biases of the dense query and key projections."""
+        return (self.query_size + self.key_size) * self.full_rank + self.biases
 
 
 @dataclass(frozen=True)
