@@ -46,12 +46,9 @@ class Family:
     def shape(self, module: nn.Module) -> AttentionShape:
         """Sizes of a dense attention module of this family."""
         query, key = self.projection(module, "query"), self.projection(module, "key")
-        return AttentionShape(
-            query.in_features,
-            key.in_features,
-            getattr(module, self.num_heads),
-            getattr(module, self.head_dim),
-        )
+        biases = sum(linear.bias.numel() for linear in (query, key) if linear.bias is not None)
+        heads, head_dim = getattr(module, self.num_heads), getattr(module, self.head_dim)
+        return AttentionShape(query.in_features, key.in_features, heads, head_dim, biases)
 
     def projection(self, module: nn.Module, role: Literal["query", "key", "value"]) -> nn.Linear:
         """The module's projection for a role."""

@@ -19,7 +19,7 @@ def projection_flops(plan: LayerPlan | None, shape: AttentionShape) -> int:
         Two operations for each multiply-add. Values and outputs, the same in every form, are not counted.
     """
     if plan is None:
-        return 2 * shape.dense_parameters
+        return 2 * (shape.dense_parameters - shape.biases)
     count = shape.query_size * plan.query_rank + shape.key_size * plan.key_rank
     heads, width = shape.num_heads, plan.score_width
     if plan.content_bias == "exact":
