@@ -11,6 +11,7 @@ import typer
 
 from collab_hf.cli import options
 from collab_hf.cli.answers import Answer, start_reporting, table
+from collab_hf.cli.healing import Healing, HealMinutes, HealSteps
 from collab_hf.cli.loading import Loading
 from collab_hf.errors import ConfigError
 
@@ -97,6 +98,8 @@ def compress(
     ] = None,
     calibration: Calibration = None,
     calibration_examples: CalibrationExamples = None,
+    heal_steps: HealSteps = None,
+    heal_minutes: HealMinutes = None,
     seed: Annotated[
         int | None, typer.Option(metavar="N", help="Of every random choice.  [default: 0]")
     ] = None,
@@ -119,8 +122,8 @@ def compress(
 ) -> Answer:
     """Replace the attention's query and key projections with smaller, shared ones.
 
-    Without a method or ranks: for each layer the form of least measured loss, at the knee of the curve, chosen
-    with the examples that ship with the package. DIR gets the model, what belongs to the original beside it
+    Without a method or ranks: for each layer the form of least measured loss, at the knee of the curve,
+    chosen with the examples that ship with the package. DIR gets the model, what belongs to the original beside it
     (tokenizer, image processor), the recipe and a report.
     """
     from collab_hf.recipe import Recipe, current_versions, public_name
@@ -151,10 +154,12 @@ def compress(
     if dry_run:
         return _dry_run(model, recipe, loading)
     if output is None:
-        raise ConfigError("--output DIR is missing; only --dry-run goes without")
-    report, size = _compress(model, output, recipe, loading, overwrite)
+        raise ConfigError("Missing option '--output' / '-o'; only --dry-run goes without")
+    healing = Healing(heal_steps, heal_minutes, recipe, output)
+    report, size = _compress(model, output, recipe, loading, overwrite, healing)
     values = {"model": model, "output": str(output), "file_size": size, **report.to_dict()}
-    text = _describe(report, output, size)
+    values.update(healing.values())
+    text = "\n".join([_describe(report, output, size), *healing.lines()])
     if push_to_hub is not None:
         from collab_hf.hub import push
 
@@ -174,7 +179,7 @@ def _dry_run(model: str, recipe: Recipe, loading: Loading) -> Answer:
 
 
 def _compress(
-    model: str, output: Path, recipe: Recipe, loading: Loading, overwrite: bool
+    model: str, output: Path, recipe: Recipe, loading: Loading, overwrite: bool, healing: Healing
 ) -> tuple[CompressionReport, int]:
     """Load, decompose and save; also the size of the weights' files in bytes."""
     from collab_hf.card import CARD_FILE, make_card
@@ -188,7 +193,9 @@ def _compress(
     original = loading.files(model)
     size_before = sum(p.numel() * p.element_size() for p in loaded.parameters())
     batches = _calibration_batches(model, recipe, loading, loaded.config)
+    healing.keep_original(loaded)
     report = compress_(loaded, recipe.config, batches, progress=watched)
+    healing.recover_(loaded, lambda: loading.processor(model), progress=watched)
     with new_directory(output, overwrite=overwrite) as directory:
         save_checkpoint(loaded, directory, original=original)
         # The report's settings have the planned forms written out.
@@ -196,6 +203,7 @@ def _compress(
         source = {**loading.source(model), "weight_bytes_before": size_before}
         text = json.dumps({**source, **report.to_dict()}, indent=2, allow_nan=False)
         (directory / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
+        healing.write(directory)
         make_card(directory, repo_id=output.resolve().name).save(directory / CARD_FILE)
         return report, sum(file.stat().st_size for file in directory.glob("*.safetensors"))
 
