@@ -123,8 +123,8 @@ def compress(
     """Replace the attention's query and key projections with smaller, shared ones.
 
     Without a method or ranks: for each layer the form of least measured loss, at the knee of the curve,
-    chosen with the examples that ship with the package. DIR gets the model, what belongs to the original beside it
-    (tokenizer, image processor), the recipe and a report.
+    chosen with the examples that ship with the package. DIR gets the model, what belongs to the original
+    beside it (tokenizer, image processor), the recipe and a report.
     """
     from collab_hf.recipe import Recipe, current_versions, public_name
 
