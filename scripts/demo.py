@@ -1,0 +1,141 @@
+"""Compress a real sentence encoder to a half and a quarter of its query/key parameters, and see what is left.
+
+Everything goes through the command line: `collab-hf compress`, then `collab-hf evaluate`, which loads the
+result in a fresh process and compares its embeddings with the original's, on text held out from calibration.
+
+Example:
+    python scripts/demo.py
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import checkpoints
+from collab_hf.cli.answers import table
+from collab_hf.example_sources import DEFAULT_TEXT_FILE
+
+CACHE = Path(__file__).resolve().parent.parent / ".cache" / "checkpoints"
+METHODS = {"default": "auto", "cp": "cp"}
+BUDGETS = (0.5, 0.25)
+
+# Of the shipped text, one line in so many is kept from calibration, for evaluation.
+HELD_OUT = 4
+
+
+def split_text(directory: Path) -> tuple[Path, Path]:
+    """Part the text that ships with the package.
+
+    Args:
+        directory: where to write.
+
+    Returns:
+        A file to calibrate with, and one to evaluate with; they share no line.
+    """
+    lines = dict.fromkeys(DEFAULT_TEXT_FILE.read_text(encoding="utf-8").splitlines())
+    parts: dict[bool, list[str]] = {True: [], False: []}
+    for number, line in enumerate(lines):
+        parts[number % HELD_OUT == 0].append(line)
+    seen, held_out = directory / "calibration.txt", directory / "held_out.txt"
+    seen.write_text("\n".join(parts[False]), encoding="utf-8")
+    held_out.write_text("\n".join(parts[True]), encoding="utf-8")
+    return seen, held_out
+
+
+def collab_hf(*arguments: object) -> dict[str, Any]:
+    """Run one command in a process of its own.
+
+    Args:
+        *arguments: the words after `collab-hf`.
+
+    Returns:
+        Its JSON answer.
+    """
+    command = [sys.executable, "-m", "collab_hf", *map(str, arguments), "--json"]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if result.returncode:
+        raise typer.Exit(result.returncode)  # the command said why
+    values: dict[str, Any] = json.loads(result.stdout)
+    return values
+
+
+def measure(model: Path, scratch: Path) -> list[list[str]]:
+    """Compress and evaluate every variant.
+
+    Args:
+        model: the original checkpoint.
+        scratch: directory for the results.
+
+    Returns:
+        One row of the table for each.
+    """
+    seen, held_out = split_text(scratch)
+    size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    rows = []
+    for budget in BUDGETS:
+        for name, method in METHODS.items():
+            typer.echo(f"compressing to {budget:.0%} of the query/key parameters: {name}", err=True)
+            out = scratch / f"{name}-{budget}"
+            made = collab_hf(
+                *("compress", model, "-o", out, "--method", method),
+                *("--budget", budget, "--calibration", seen),
+            )
+            found = collab_hf("evaluate", out, "--task", "agreement", "--against", model, "--data", held_out)
+            rows.append(row(name, made, size, found))
+    return rows
+
+
+def row(name: str, made: dict[str, Any], size: int, found: dict[str, Any]) -> list[str]:
+    """One line of the table.
+
+    Args:
+        name: what to call the variant.
+        made: answer of `collab-hf compress`.
+        size: bytes of the original's weights.
+        found: answer of `collab-hf evaluate`.
+
+    Returns:
+        The cells under `HEADER`.
+    """
+    methods = sorted({layer["method"] for layer in made["layers"]})
+    return [
+        name if methods == [name] else f"{name} ({', '.join(methods)})",
+        f"{made['qk_parameters_before']:,} -> {made['qk_parameters_after']:,}",
+        f"{made['parameters_before']:,} -> {made['parameters_after']:,}",
+        f"{size / 1e6:.1f} -> {made['file_size'] / 1e6:.1f}",
+        f"{made['mean_relative_error']:.3f}",
+        f"{found['mean_cosine']:.3f}",
+    ]
+
+
+HEADER = ["method", "query/key parameters", "all parameters", "file size (MB)", "relative error", "agreement"]
+
+
+def main(
+    cache: Annotated[
+        Path, typer.Option(envvar="COLLAB_HF_CHECKPOINTS", help="Directory of real checkpoints.")
+    ] = CACHE,
+) -> None:
+    """Compress minilm, evaluate it, print the table."""
+    model = cache / "minilm"
+    if not model.exists():
+        checkpoints.materialise("minilm", model)
+    with tempfile.TemporaryDirectory(prefix="collab-hf-demo-") as scratch:
+        rows = measure(model, Path(scratch))
+    typer.echo(table(HEADER, rows))
+    typer.echo(
+        "relative error: of the attention scores on the calibration text, mean over layers; "
+        "agreement: mean cosine with the original's embeddings on text held out from calibration",
+        err=True,
+    )
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns when a process is started
+    typer.run(main)

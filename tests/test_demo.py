@@ -1,0 +1,40 @@
+"""The demo's table holds what the commands answered, on text that calibration did not see."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from cli_support import SENTENCES, VOCABULARY, CommandLine, save_with_tokenizer, write_lines
+from transformers import BertModel
+
+import demo
+from collab_hf.example_sources import DEFAULT_TEXT_FILE
+
+
+def test_text_is_held_out(tmp_path: Path) -> None:
+    seen, held_out = (set(path.read_text().splitlines()) for path in demo.split_text(tmp_path))
+    assert not seen & held_out
+    assert seen | held_out == set(DEFAULT_TEXT_FILE.read_text().splitlines())
+    assert len(held_out) > 300
+
+
+def test_one_table(
+    tiny_bert: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, on a tiny model: the real one takes minutes."""
+    save_with_tokenizer(tiny_bert(BertModel, vocab_size=len(VOCABULARY)), tmp_path / "minilm")
+    command = CommandLine(capsys)
+    monkeypatch.setattr(demo, "collab_hf", lambda *arguments: command(*arguments, "--json").values)
+    monkeypatch.setattr(demo, "DEFAULT_TEXT_FILE", write_lines(tmp_path / "text.txt", SENTENCES))
+    demo.main(tmp_path)
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split("  ")[0] == "method"
+    assert [row.split(" ")[0] for row in rows] == ["default", "cp", "default", "cp"]
+    assert all(row.count("->") == 3 for row in rows)
+
+
+def test_a_command_that_fails_ends_the_demo(tmp_path: Path) -> None:
+    with pytest.raises(typer.Exit) as stopped:
+        demo.collab_hf("verify", tmp_path / "absent")
+    assert stopped.value.exit_code == 2
