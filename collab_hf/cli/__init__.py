@@ -1,4 +1,4 @@
-"""The command line: `collab-hf compress | verify | evaluate | export | push`.
+"""The command line: `collab-hf compress | heal | verify | evaluate | bench | export | push`.
 
 Exit codes: 0 done, 2 bad usage or input, 1 anything else. Only this package prints. What a
 command needs is imported when it runs, so that help comes at once.
@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from collab_hf.cli import compress, evaluate, export, push, verify
+from collab_hf.cli import bench, compress, evaluate, export, heal, push, verify
 from collab_hf.cli.answers import AnsweringCommand
 from collab_hf.errors import CollabError, HubError
 
@@ -24,8 +24,10 @@ app = typer.Typer(
     epilog="Example: collab-hf compress bert-base-uncased -o bert-quarter --budget 0.25",
 )
 app.command(cls=AnsweringCommand, epilog=compress.EXAMPLE)(compress.compress)
+app.command(cls=AnsweringCommand, epilog=heal.EXAMPLE)(heal.heal)
 app.command(cls=AnsweringCommand, epilog=verify.EXAMPLE)(verify.verify)
 app.command(cls=AnsweringCommand, epilog=evaluate.EXAMPLE)(evaluate.evaluate)
+app.command(cls=AnsweringCommand, epilog=bench.EXAMPLE)(bench.bench)
 app.command(cls=AnsweringCommand, epilog=export.EXAMPLE)(export.export)
 app.command(cls=AnsweringCommand, epilog=push.EXAMPLE)(push.push)
 

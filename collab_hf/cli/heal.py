@@ -1,0 +1,159 @@
+"""`collab-hf heal`: a compressed checkpoint learns from its original on unlabelled data."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from collab_hf.cli import options
+from collab_hf.cli.answers import Answer, start_reporting
+from collab_hf.cli.healing import EXAMPLES, describe, recovery_batches, states_beside, write_report
+from collab_hf.cli.loading import Loading
+from collab_hf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collab_hf.recovery import RecoveryConfig, RecoveryReport
+
+EXAMPLE = "Example: collab-hf heal bert-quarter --teacher bert-base-uncased --data texts.txt -o bert-healed"
+
+
+def heal(
+    directory: options.Directory,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="DIR", help="Where the result appears, whole or not at all."),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|FOLDER|DATASET|default",
+            help="Unlabelled examples of what the model reads: text one a line, images in a folder, or a "
+            "data set; `default` is what ships with the package.",
+        ),
+    ],
+    teacher: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The original.  [default: what DIR's recipe names]"),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", min=1, help="Updates.  [default: 400]")] = None,
+    minutes: Annotated[float | None, typer.Option(metavar="M", help="Minutes to train, not steps.")] = None,
+    batch_size: options.BatchSize = 32,
+    max_length: options.MaxLength = 128,
+    learning_rate: Annotated[
+        float | None, typer.Option("--lr", metavar="F", help="Peak learning rate.  [default: 0.003]")
+    ] = None,
+    trainable: Annotated[
+        Literal["factors", "attention", "all"],
+        typer.Option(metavar="WHAT", help="factors, attention (compressed layers whole) or all."),
+    ] = "factors",
+    patience: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Stop after N looks at held-out data that are no better."),
+    ] = None,
+    examples: Annotated[int, typer.Option(metavar="N", min=1, help="Examples at most.")] = EXAMPLES,
+    mixed_precision: Annotated[
+        Literal["auto", "no", "bf16"], typer.Option(metavar="P", help="no, bf16, or auto: as launched.")
+    ] = "auto",
+    gradient_accumulation: Annotated[int, typer.Option(metavar="N", min=1, help="Batches an update.")] = 1,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the order of the batches.")] = 0,
+    checkpoint_every: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Updates between two states to go on from.")
+    ] = 100,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on where a killed run of this command was.")
+    ] = True,
+    log: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JSON lines.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the log's curve as PNG.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing checkpoint at the output.")
+    ] = False,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    token: options.Token = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.AsJson = False,
+) -> Answer:
+    """Train the factors of a compressed checkpoint against its original, without labels.
+
+    Killed at any moment, the same command goes on from its last state, which is kept beside the output until
+    that is written. `accelerate launch -m collab_hf heal ...` shares the work among processes.
+    """
+    from collab_hf.checkpoint import check_output
+    from collab_hf.recovery import RecoveryConfig
+
+    check_output(output, original=directory, overwrite=overwrite)
+    config = RecoveryConfig(
+        steps=steps,
+        minutes=minutes,
+        trainable=trainable,
+        patience=patience,
+        gradient_accumulation=gradient_accumulation,
+        mixed_precision=mixed_precision,
+        seed=seed,
+        checkpoint_dir=states_beside(output),
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+        log=log,
+        plot=plot,
+    )
+    if learning_rate is not None:
+        config = replace(config, learning_rate=learning_rate)
+    loading = Loading(dtype, device, None, "", token, trust_remote_code)
+    sizes = {"batch_size": batch_size, "max_length": max_length, "max_examples": examples}
+    report = _heal(directory, output, teacher, data, config, loading, sizes, overwrite)
+    values = {"directory": str(directory), "output": str(output), **report.to_dict()}
+    return Answer(values, f"{describe(report)}\nwrote {output}")
+
+
+def _heal(
+    directory: Path,
+    output: Path,
+    teacher: str | None,
+    data: str,
+    config: RecoveryConfig,
+    loading: Loading,
+    sizes: dict[str, int],
+    overwrite: bool,
+) -> RecoveryReport:
+    from collab_hf.checkpoint import new_directory, save_checkpoint
+    from collab_hf.recovery import recover_
+
+    watched = start_reporting()
+    name = str(directory)
+    student = loading.model(name)
+    original = loading.model(teacher or _teacher_of(directory))
+    batches = recovery_batches(data, student, loading.processor(name), sizes, config.seed)
+    report = recover_(student, original, batches, config, progress=watched)
+    if _is_main_process():
+        with new_directory(output, overwrite=overwrite) as place:
+            save_checkpoint(student, place, original=directory)
+            write_report(place, report)
+        shutil.rmtree(states_beside(output), ignore_errors=True)
+    return report
+
+
+def _teacher_of(directory: Path) -> str:
+    from collab_hf.recipe import RECIPE_FILE, Recipe
+
+    path = directory / RECIPE_FILE
+    name = Recipe.read(path).get("model") if path.is_file() else None
+    if not name:
+        raise ConfigError(f"{directory} does not say what it was made from; give --teacher MODEL")
+    return str(name)
+
+
+def _is_main_process() -> bool:
+    """Whether this process answers and writes; the others of `accelerate launch` stay silent from here on."""
+    from accelerate import PartialState
+
+    main = bool(PartialState().is_main_process)
+    if not main:
+        sys.stdout.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return main
