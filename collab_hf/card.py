@@ -24,8 +24,12 @@ CARD_FILE = "README.md"
 # What a derived model may say about itself in its source's words.
 _TAKEN_OVER = ("license", "license_name", "license_link", "language", "datasets", "pipeline_tag")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-# Absolute and home paths of any system, file URLs, and relative paths that climb.
-_PATH = re.compile(r"(?:file:|[A-Za-z]:)?(?<![\w:/.~])(?:~|\.\.?)?(?:[/\\][^/\\\s'\"|,:;)\]]+){1,}[/\\]?")
+# Absolute and home paths of any system, file URLs, and relative paths that climb; no other URL and no Hub id.
+_PATH = re.compile(
+    r"file:/+[^\s'\"|)\]]+"
+    r"|\b[A-Za-z]:\\[^\s'\"|)\]]+"
+    r"|(?<![\w:/.~])(?:~|\.\.?)?(?:/[^/\s'\"|,:;)\]]+)+/?"
+)
 _PIPELINES = {
     "ForMaskedLM": "fill-mask",
     "ForSequenceClassification": "text-classification",
@@ -182,7 +186,7 @@ def _fields(
     from . import __version__
 
     base, report = base_model(facts), facts.report
-    linked = f"[{base}](https://huggingface.co/{base})" if base else "a model that is not on the Hub"
+    linked = f"[{base}](https://huggingface.co/{base})" if base else _unpublished(facts)
     auto = _by_head(facts, _AUTO_CLASSES) or "AutoModel"
     host = str((facts.config.get("architectures") or ["model"])[0]).removeprefix("Collab")
     calibrated = "what the softmax sees on examples" if report.get("calibrated") else "the weights alone"
@@ -204,8 +208,13 @@ def _fields(
         "recipe": _recipe(facts),
         "layers": "\n".join(layer_rows(facts.report, facts.config["collab"].get("layers", {}))),
         "error_note": note if report else "",
-        "base_line": f"The original: {linked}",
+        "base_line": f"The original: {linked.rstrip(chr(44))}",
     }
+
+
+def _unpublished(facts: CardFacts) -> str:
+    name = facts.report.get("model")
+    return f"{_last_part(str(name))}, a model that is not on the Hub," if name else "A model"
 
 
 def _command(facts: CardFacts) -> str:

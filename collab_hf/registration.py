@@ -6,6 +6,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from . import configuration_collab
 from .families import FAMILIES
+from .peft_targets import extend_peft
 
 _registered: set[type[PreTrainedConfig]] = set()
 
@@ -16,6 +17,7 @@ def register() -> None:
     for model_type in sorted({t for family in FAMILIES.values() for t in family.model_types}):
         collab = configuration_collab.config_class(CONFIG_MAPPING[model_type])
         AutoConfig.register(collab.model_type, collab, exist_ok=True)
+    extend_peft({t: [family.query, family.value] for family in FAMILIES.values() for t in family.model_types})
 
 
 def _register_models(base: type[PreTrainedConfig]) -> None:

@@ -1,0 +1,137 @@
+"""Cards say what was measured, are valid, and never name a path of the machine that made them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hub_server import _card_errors
+from random_models import PLANS, make_collab_
+from transformers import BertForMaskedLM, BertModel
+
+from collab_hf import CollabConfig, compress_
+from collab_hf.card import card_metadata, hide_paths, make_card
+from collab_hf.errors import CheckpointError
+from collab_hf.recipe import RECIPE_FILE, REPORT_FILE, Recipe
+
+SOURCE = """---
+license: apache-2.0
+language: [en, de]
+tags: [sentence-similarity, exbert]
+pipeline_tag: fill-mask
+datasets: [bookcorpus]
+---
+# The original
+"""
+
+
+@pytest.fixture
+def made(tiny_bert: Callable[..., Any], tmp_path: Path) -> Path:
+    """What `collab-hf compress org/original` leaves, from a machine with telling paths."""
+    directory = tmp_path / "home" / "secret-user" / "small"
+    model = tiny_bert(BertForMaskedLM)
+    report = compress_(model, CollabConfig(method="tucker", query_rank=8, key_rank=8))
+    model.save_pretrained(directory)
+    source = {
+        "model": "org/original",
+        "model_is_local": False,
+        "revision": "v2",
+        "weight_bytes_before": 10**6,
+    }
+    (directory / REPORT_FILE).write_text(json.dumps({**source, **report.to_dict()}))
+    (directory / "README.md").write_text(SOURCE)
+    recipe = Recipe(report.config, calibration=str(tmp_path / "home" / "secret-user" / "mail.txt"))
+    recipe.write(directory / RECIPE_FILE)
+    return directory
+
+
+def test_what_a_card_says(made: Path) -> None:
+    card = make_card(made, repo_id="me/small")
+    data = card.data.to_dict()
+    assert data["base_model"] == "org/original"
+    assert data["base_model_relation"] == "finetune"
+    assert data["library_name"] == "transformers"
+    assert data["license"] == "apache-2.0"
+    assert data["language"] == ["en", "de"]
+    assert data["datasets"] == ["bookcorpus"]
+    assert data["pipeline_tag"] == "fill-mask"
+    assert data["tags"][0] == "collab_hf"
+    assert {"sentence-similarity", "exbert"} <= set(data["tags"])
+    report = json.loads((made / REPORT_FILE).read_text())
+    text = str(card)
+    for layer in report["layers"]:
+        assert f"| {layer['name']} | tucker | 8 | 8 | 8 | folded | {layer['relative_error']:.4f} |" in text
+    assert f"| all parameters | {report['parameters_before']:,} | {report['parameters_after']:,} |" in text
+    assert "| weights on disk | 1.0 MB |" in text
+    assert "collab-hf compress org/original -o DIR --revision v2 --config collab_recipe.yaml" in text
+    assert 'AutoModelForMaskedLM.from_pretrained("me/small", trust_remote_code=True)' in text
+    assert "to_dense_" in text
+    assert "2006.16362" in text
+    assert "$" not in text
+    recipe = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    assert recipe["query_rank"] == 8
+
+
+def test_a_card_is_valid(made: Path) -> None:
+    assert _card_errors(str(make_card(made))) == []
+    # Negative control: the same check refuses a relation that the Hub does not know.
+    assert _card_errors(str(make_card(made)).replace("relation: finetune", "relation: shrunk"))
+
+
+def test_no_local_path_gets_in(made: Path, tmp_path: Path) -> None:
+    report = json.loads((made / REPORT_FILE).read_text())
+    report |= {"model": str(tmp_path / "home" / "secret-user" / "original"), "model_is_local": True}
+    (made / REPORT_FILE).write_text(json.dumps(report))
+    (made / RECIPE_FILE).write_text(
+        yaml.safe_dump({"model": "~/secret-user/x", "calibration": "../secret-user/mail.txt"})
+    )
+    evaluation = {"model": str(made), "task": "sts", "spearman": 0.8123456}
+    text = str(
+        make_card(made, evaluation=evaluation, bench={"rows": [{"file": f"{made}/b.json", "ms": 1.5}]})
+    )
+    assert "secret-user" not in text
+    assert str(tmp_path) not in text
+    assert "base_model" not in card_metadata(text)
+    assert "| spearman | 0.8123 |" in text
+    assert "| b.json | 1.5000 |" in text
+    assert "collab-hf compress original -o DIR" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("see /home/me/data/x.txt now", "see x.txt now"),
+        ("~/models/bert", "bert"),
+        ("../up/there", "there"),
+        (r"C:\Users\me\bert", "bert"),
+        ("file:///tmp/a/b", "b"),
+        ("https://huggingface.co/org/name stays", "https://huggingface.co/org/name stays"),
+        ("org/name stays, and 1/2 too", "org/name stays, and 1/2 too"),
+        ('from_pretrained("me/small")', 'from_pretrained("me/small")'),
+        ("[text](https://arxiv.org/abs/2006.16362)", "[text](https://arxiv.org/abs/2006.16362)"),
+    ],
+)
+def test_paths_are_told_from_ids_and_urls(text: str, expected: str) -> None:
+    assert hide_paths(text) == expected
+
+
+def test_a_bare_checkpoint_has_a_card(tiny_bert: Callable[..., Any], tmp_path: Path) -> None:
+    make_collab_(tiny_bert(BertModel), PLANS["tucker-groups"]).save_pretrained(tmp_path / "bare")
+    text = str(make_card(tmp_path / "bare"))
+    assert "tucker, 2 key groups" in text
+    assert card_metadata(text)["pipeline_tag"] == "feature-extraction"
+    assert _card_errors(text) == []
+
+
+def test_what_has_no_card(tiny_bert: Callable[..., Any], made: Path, tmp_path: Path) -> None:
+    tiny_bert().save_pretrained(tmp_path / "dense")
+    with pytest.raises(CheckpointError, match="not a compressed checkpoint"):
+        make_card(tmp_path / "dense")
+    (made / REPORT_FILE).write_text("{")
+    with pytest.raises(CheckpointError, match=r"collab_report.json can't be read"):
+        make_card(made)
+    assert (
+        card_metadata("no header") == card_metadata("---\n- a\n---") == card_metadata("---\n: [\n---") == {}
+    )
