@@ -117,7 +117,8 @@ def _forms(method: Method, config: CollabConfig, shape: AttentionShape, name: st
         return made
 
     if method == "svd":
-        return [plans(_ranks(1, shape.full_rank), None, 1)]
+        # The width is a cap here: each head gets the rank that its singular values earn, head_dim at most.
+        return [plans(_ranks(head_dim, shape.full_rank), None, head_dim)]
     if method == "cp":
         least = config.dims_per_head or 1
         return [plans(_ranks(least, shape.full_rank), None, config.dims_per_head)]
