@@ -28,7 +28,6 @@ app.command(cls=AnsweringCommand, epilog=heal.EXAMPLE)(heal.heal)
 app.command(cls=AnsweringCommand, epilog=verify.EXAMPLE)(verify.verify)
 app.command(cls=AnsweringCommand, epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command(cls=AnsweringCommand, epilog=bench.EXAMPLE)(bench.bench)
-app.command(cls=AnsweringCommand, epilog=bench.EXAMPLE)(bench.bench)
 app.command(cls=AnsweringCommand, epilog=export.EXAMPLE)(export.export)
 app.command(cls=AnsweringCommand, epilog=push.EXAMPLE)(push.push)
 
