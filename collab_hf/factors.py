@@ -87,8 +87,9 @@ class SharedFactors:
         """The approximation as one of tensorly's containers, modes (query, head, key).
 
         Returns:
-            A `TuckerTensor` for tucker, whose head factor is that of `head_rank` or the identity; else a
-            `CPTensor`. Arrays are of tensorly's current backend; the content bias is not part of it.
+            A `TuckerTensor` for tucker, whose head factor is that of `head_rank`, or the identity without one
+            or with key groups; else a `CPTensor`. Arrays are of tensorly's current backend; the content bias
+            is not part of it.
         """
         import tensorly
         from tensorly.cp_tensor import CPTensor
@@ -105,7 +106,7 @@ class SharedFactors:
             weights = cores.diagonal(dim1=1, dim2=2)
             return CPTensor((None, [query, array(weights), key]))
         head = getattr(self.mixing, "head", None)
-        if head is None:
+        if head is None or self.plan.key_groups > 1:  # blocks of different groups are not of low head rank
             head = torch.eye(len(cores)).to(cores)
         else:
             cores = torch.linalg.lstsq(head.detach(), cores.flatten(1)).solution.view(-1, *cores.shape[1:])

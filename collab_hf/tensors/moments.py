@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from collab_hf.errors import CalibrationError
+from ..errors import CalibrationError
 
 # Rows that are converted to float64 at a time: bounds the temporary copy (4096 x 1024 float64 = 32 MiB) and
 # is long enough that the (D, N) x (N, D) product runs at full speed.

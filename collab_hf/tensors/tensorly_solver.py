@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import Any
 
 import torch
@@ -36,24 +37,28 @@ def solve_with_tensorly(
             modes, a plan of another form, or a failure inside of tensorly.
     """
     function = _find(solver)
-    shape = scores.shape
-    ranks: Any = plan.query_rank
-    options: dict[str, Any] = {"random_state": seed, "tol": tol, "n_iter_max": max_sweeps}
-    if plan.method == "tucker":
-        ranks = [plan.query_rank, plan.head_rank or shape.num_heads, plan.key_rank]
-        if "modes" in inspect.signature(function).parameters:
-            ranks, options["modes"] = [plan.query_rank, plan.key_rank], [0, 2]
     width = plan.query_rank if plan.method == "cp" else plan.key_rank
     if plan.method not in ("cp", "tucker") or plan.key_groups > 1 or plan.score_width != width:
         raise DecompositionError(
             f"solver {solver} needs method cp without dims_per_head, or tucker with one key group and "
             f"score_width = key_rank, got {plan}"
         )
+    if ("tucker" in solver) != (plan.method == "tucker"):
+        raise DecompositionError(f"solver {solver} does not fit method {plan.method}")
+    ranks: Any = plan.query_rank
+    options: dict[str, Any] = {"random_state": seed, "tol": tol, "n_iter_max": max_sweeps}
     known = inspect.signature(function).parameters
+    if plan.method == "tucker":
+        ranks = [plan.query_rank, plan.head_rank or scores.shape.num_heads, plan.key_rank]
+        if "modes" in known:
+            ranks, options["modes"] = [plan.query_rank, plan.key_rank], [0, 2]
     options = {name: value for name, value in options.items() if name in known and value is not None}
-    dense = scores.to_dense().transpose(0, 1)  # (D, H, E)
+    dense = _to_tensorly(scores.to_dense().transpose(0, 1))  # (D, H, E)
     try:
-        result = function(_to_tensorly(dense), rank=ranks, **options)
+        with warnings.catch_warnings():
+            # Its start by SVD says that it fills up with random numbers where a rank is above num_heads.
+            warnings.filterwarnings("ignore", message="Trying to compute SVD", category=UserWarning)
+            result = function(dense, rank=ranks, **options)
     except (ValueError, TypeError, ArithmeticError) as error:
         raise DecompositionError(f"{solver} failed: {error}") from error
     return _read(result, scores, plan, solver)
@@ -76,6 +81,8 @@ def _read(result: Any, scores: ScoreTensor, plan: LayerPlan, solver: str) -> Sol
     """The mixing of a CPTensor or TuckerTensor; partial_tucker gives ((core, factors), errors)."""
     if isinstance(result, tuple) and isinstance(result[0], (tuple, list)):
         result = result[0]
+    if len(result) != 2:
+        raise DecompositionError(f"{solver} gives neither a CP nor a Tucker tensor")
     core, factors = result
     core = None if core is None else _from_tensorly(core, scores)
     modes = [_from_tensorly(factor, scores) for factor in factors]

@@ -1,0 +1,75 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from tensor_cases import PLANS, random_scores
+
+from collab_hf.mixing import build_mixing
+from collab_hf.tensors import decompose
+
+BATCH, LENGTH = 2, 5
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("width", [None, 13])
+@pytest.mark.parametrize("content_bias", ["exact", "folded"])
+@pytest.mark.parametrize("name", PLANS)
+def test_scores_are_those_of_the_expanded_factors(name, content_bias, width, gradients):
+    """At the score's own width and padded to that of a kernel, with and without autograd."""
+    factors = decompose(random_scores(), replace(PLANS[name], content_bias=content_bias))
+    mixing, width = factors.mixing, width or factors.plan.score_width
+    rows = torch.randn(BATCH, LENGTH, 24, dtype=torch.float64)
+    with torch.set_grad_enabled(gradients):
+        queries = mixing.queries(rows @ factors.shared_query, width)
+        keys = mixing.keys(rows @ factors.shared_key, width)
+        scores = queries @ keys.mT
+    assert queries.shape == (BATCH, 4, LENGTH, width)
+    assert keys.shape[1] in (1, 4)
+    expected = torch.einsum("bxi,hij,byj->bhxy", rows, factors.expand(), rows)
+    if content_bias == "folded":
+        bias = torch.einsum("hj,byj->bhy", factors.expand_content_bias(), rows)
+        assert bias.abs().max() > 0.1
+        expected = expected + bias.unsqueeze(2)
+    assert torch.allclose(scores, expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_latent_queries_meet_the_shared_key(name):
+    factors = decompose(random_scores(), PLANS[name])
+    rows = torch.randn(BATCH, LENGTH, 24, dtype=torch.float64)
+    latent = factors.mixing.latent_queries(rows @ factors.shared_query)
+    shared = (rows @ factors.shared_key).unsqueeze(1)
+    expected = torch.einsum("bxi,hij,byj->bhxy", rows, factors.expand(), rows)
+    assert torch.allclose(latent @ shared.mT, expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_maps_have_the_plans_shapes(name):
+    mixing = decompose(random_scores(), PLANS[name]).mixing
+    assert mixing.query_maps().shape == (4, mixing.query_rank, mixing.score_width)
+    assert mixing.key_maps().shape == (4, mixing.key_rank, mixing.score_width)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_state_loads_strictly_and_counts(name):
+    factors = decompose(random_scores(), PLANS[name])
+    fresh = build_mixing(factors.plan, 4).double()
+    fresh.load_state_dict(factors.mixing.state_dict())
+    shared = torch.randn(1, LENGTH, factors.plan.query_rank, dtype=torch.float64)
+    width = factors.plan.score_width
+    assert torch.equal(fresh.queries(shared, width), factors.mixing.queries(shared, width))
+
+
+def test_index_of_minus_one_reads_zero():
+    factors = decompose(random_scores(), PLANS["svd"])
+    mixing = factors.mixing
+    assert (mixing.index == -1).any()
+    keys = mixing.keys(torch.ones(1, 1, 10, dtype=torch.float64), factors.plan.score_width)
+    assert torch.equal(keys[0, :, 0] == 0, mixing.index == -1)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_mixing_builds_on_meta(name):
+    with torch.device("meta"):
+        mixing = build_mixing(PLANS[name], 4)
+    assert all(p.is_meta for p in mixing.parameters())
