@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from collab_hf.errors import CalibrationError
-from collab_hf.tensors.moments import Moments, MomentsAccumulator
+from .errors import CalibrationError
+from .tensors.moments import Moments, MomentsAccumulator
 
 # What the host classes call the key/value input of cross-attention, in the order it is looked for.
 _KEY_INPUT_NAMES = ("encoder_hidden_states", "key_value_states")

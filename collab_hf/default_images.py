@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.random import Generator
 
-from collab_hf.errors import CalibrationError
-from collab_hf.image_parts import (
+from .errors import CalibrationError
+from .image_parts import (
     Array,
     Point,
     blurred,

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from collab_hf.errors import CalibrationError
+from .errors import CalibrationError
 
 DEFAULT = "default"
 DEFAULT_TEXT_FILE = Path(__file__).parent / "data" / "calibration.txt"
@@ -90,7 +90,7 @@ def read_images(source: Any, max_examples: int, seed: int) -> Sequence[Any]:
     """
     if isinstance(source, str | Path):
         if source == DEFAULT:
-            from collab_hf.default_images import default_images  # here, since it needs PIL
+            from .default_images import default_images  # here, since it needs PIL
 
             return default_images(count=min(max_examples, 64))
         path = Path(source).expanduser()

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from collab_hf.errors import CalibrationError
-from collab_hf.example_sources import DEFAULT, open_image, read_images, read_texts
+from .errors import CalibrationError
+from .example_sources import DEFAULT, open_image, read_images, read_texts
 
 
 class ExampleBatches:
@@ -42,9 +42,11 @@ class ExampleBatches:
         max_length: int,
         decoder_start: int | None = None,
     ) -> None:
-        self.texts = sorted(
-            texts, key=len
-        )  # characters: close enough to tokens, and nothing to tokenize twice
+        self.texts = list(texts)
+        if self.texts:  # by tokens: by characters, a quarter of what the model reads would be padding
+            tokens = tokenizer(self.texts, truncation=True, max_length=max_length)["input_ids"]
+            order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
+            self.texts = [self.texts[index] for index in order]
         self.images = images
         self._tokenizer = tokenizer
         self._image_processor = image_processor

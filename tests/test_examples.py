@@ -225,6 +225,13 @@ def test_text_batches_are_sorted_and_can_be_read_again() -> None:
     assert all(torch.equal(a[key], b[key]) for a, b in zip(first, second, strict=True) for key in a)
 
 
+def test_length_is_counted_in_tokens() -> None:
+    batches = load_batches(
+        ["an-uncommonly-long-single-word", "w3 w4 w5", "w6"], tiny_tokenizer(), batch_size=2
+    )
+    assert batches.texts == ["an-uncommonly-long-single-word", "w6", "w3 w4 w5"]
+
+
 def test_every_example_is_used_once() -> None:
     texts = [f"w{i}" for i in range(3, 50)]
     for batch_size in (1, 4, 46, 47, 100):
