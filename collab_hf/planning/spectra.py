@@ -84,6 +84,20 @@ def layer_forms(scores: ScoreTensor, config: CollabConfig) -> list[Form]:
     Returns:
         Forms by rising size and falling error.
     """
+    most = _MOST_SHARE * scores.shape.dense_parameters
+    return _worthwhile([f for f in all_forms(scores, config) if f.plan is None or f.parameters <= most])
+
+
+def all_forms(scores: ScoreTensor, config: CollabConfig) -> list[Form]:
+    """Every form of one layer on the grid of ranks, dense first; scores are never wider than head_dim.
+
+    Args:
+        scores: the layer's scores as the softmax sees them (`seen_scores`).
+        config: the layer's settings.
+
+    Returns:
+        Forms in no particular order.
+    """
     shape = scores.shape
     bias: ContentBias = "exact" if config.content_bias == "exact" else "folded"
     if bias == "exact":
@@ -92,10 +106,8 @@ def layer_forms(scores: ScoreTensor, config: CollabConfig) -> list[Form]:
     found = [Form(None, 0.0, shape.dense_parameters)]
     if norm > 0:
         for plan, squared in (*_svd_forms(scores, bias), *_tucker_forms(scores, bias)):
-            size = plan.num_parameters(shape)
-            if size <= _MOST_SHARE * shape.dense_parameters:
-                found.append(Form(plan, max(squared / norm, 0.0) ** 0.5, size))
-    return _worthwhile(found)
+            found.append(Form(plan, max(squared / norm, 0.0) ** 0.5, plan.num_parameters(shape)))
+    return found
 
 
 def rank_grid(most: int) -> list[int]:

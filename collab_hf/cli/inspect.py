@@ -1,0 +1,129 @@
+"""`collab-hf inspect`: what there is to gain, before anything is compressed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from collab_hf.cli import options
+from collab_hf.cli.answers import Answer, start_reporting, table
+from collab_hf.cli.loading import Loading
+from collab_hf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collab_hf.config import LayerPlan
+    from collab_hf.inspection import Inspection, LayerInspection
+
+EXAMPLE = "Example: collab-hf inspect bert-base-uncased --html bert.html"
+
+
+def inspect(
+    model: options.Model,
+    calibration: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|FOLDER|DATASET|none",
+            help="Examples of what the model reads; `default` is what ships with the package, `none` looks "
+            "at the weights alone.",
+        ),
+    ] = "default",
+    calibration_examples: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Calibration examples at most.")
+    ] = 256,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a report with plots, one file that opens offline."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing FILE.")] = False,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    revision: options.Revision = None,
+    subfolder: options.Subfolder = "",
+    token: options.Token = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.AsJson = False,
+) -> Answer:
+    """Show spectra, redundancy between heads, errors over rank and costs of every attention layer."""
+    if html is not None and html.exists() and not overwrite:
+        raise ConfigError(f"{html} exists; choose another file or pass --overwrite")
+    if html is not None:
+        from collab_hf.inspection_html import require_plots
+
+        require_plots()
+    from collab_hf.examples import load_batches
+    from collab_hf.inspection import inspect_model
+    from collab_hf.recipe import NO_CALIBRATION, public_name
+
+    watched = start_reporting()
+    loading = Loading(dtype, device, revision, subfolder, token, trust_remote_code)
+    loaded = loading.model(model)
+    batches = None
+    if calibration != NO_CALIBRATION:
+        processor = loading.processor(model)
+        batches = load_batches(
+            calibration, processor, config=loaded.config, max_examples=calibration_examples
+        )
+    found = inspect_model(loaded, batches, name=public_name(model), progress=watched)
+    text = describe(found)
+    if html is not None:
+        from collab_hf.inspection_html import render
+
+        html.write_text(render(found), encoding="utf-8")
+        text += f"\nwrote {html}"
+    return Answer(found.to_dict(), text)
+
+
+def describe(found: Inspection) -> str:
+    """A table for people.
+
+    Args:
+        found: the layers.
+
+    Returns:
+        Lines without a newline at the end.
+    """
+    header = [
+        "layer",
+        "heads",
+        "95% of a head",
+        "of all, shared",
+        "likest heads",
+        "1/2",
+        "1/4",
+        "1/8",
+        "1/16",
+    ]
+    metric = "calibration data" if found.layers[0].data is not None else "weights"
+    return "\n".join(
+        [
+            table(header, [_row(layer) for layer in found.layers]),
+            "",
+            f"95%: directions that carry it, in {metric}: of one head (mean), of all heads in one key basis",
+            "1/2 to 1/16: least relative error at that share of the query/key parameters, and its form",
+            f"query/key: {found.qk_parameters:,} of {found.parameters:,} parameters",
+        ]
+    )
+
+
+def _row(layer: LayerInspection) -> list[str]:
+    spectra = layer.data or layer.weights
+    alone, together = spectra.dimensions()
+    pairs = [abs(v) for i, row in enumerate(spectra.similarity) for j, v in enumerate(row) if i != j]
+    cells = {offer.share: f"{offer.error:.3f} {form_name(offer.plan)}" for offer in layer.offers}
+    return [
+        layer.name,
+        str(layer.shape.num_heads),
+        f"{alone:.1f}",
+        str(together),
+        f"{max(pairs, default=0.0):.2f}",
+        *(cells.get(share, "-") for share in (0.5, 0.25, 0.125, 0.0625)),
+    ]
+
+
+def form_name(plan: LayerPlan) -> str:
+    """A form in few characters: `svd 88` or `tucker 56x64/16` (query x key rank / score width)."""
+    if plan.method != "tucker":
+        return f"{plan.method} {plan.query_rank}"
+    return f"tucker {plan.query_rank}x{plan.key_rank}/{plan.score_width}"
