@@ -20,7 +20,7 @@ _EXACT = 1e-5
 
 @dataclass(frozen=True)
 class _Head:
-    """Dense factors of all heads: two of (num_heads, size, head_dim), the query bias (num_heads, head_dim)."""
+    """Dense factors of all heads: (num_heads, size, head_dim), and the query bias (num_heads, head_dim)."""
 
     query: Tensor
     key: Tensor
@@ -32,9 +32,9 @@ def to_dense_(model: PreTrainedModel, *, nearest: bool = False) -> PreTrainedMod
 
     Each head's scores become those of ordinary per-head projections W_Q^h = A P_h and W_K^h = B Q_h, padded
     with zeros up to head_dim, with the content bias as the query's bias; the factors of `copy` come back bit
-    for bit. An exact content bias takes one spare dimension (query bias 1, key row l_h); where there is none, it
-    is folded if it lies in the head's key space, which it does for `copy`. The outputs then equal the
-    compressed model's up to rounding, the parameter count is the original's again.
+    for bit. An exact content bias takes one spare dimension (query bias 1, key row l_h). Where there is none,
+    it is folded if it lies in the head's key space, which it does for `copy`. The outputs then equal the
+    compressed model's up to rounding, and the parameter count is the original's again.
 
     Args:
         model: a compressed model; hooks, device, dtype, training mode and requires_grad stay.
@@ -86,8 +86,9 @@ def _dense_factors(module: CollabAttention, name: str, nearest: bool) -> _Head:
             if lost > _EXACT and not nearest:
                 needed = plan.score_width + (content is not None)
                 raise RankError(
-                    f"the scores of a head need {needed} dimensions, more than its {head_dim} ({name}); compress "
-                    f"with folded content bias and a score width of at most {head_dim}, or pass nearest=True"
+                    f"the scores of a head need {needed} dimensions, more than its {head_dim} ({name}); "
+                    f"compress with folded content bias and a score width of at most {head_dim}, or pass "
+                    "nearest=True"
                 )
         missing = head_dim - query.shape[2]
         pad = torch.nn.functional.pad
@@ -161,7 +162,8 @@ def _disown_(model: PreTrainedModel) -> None:
         for name in ("collab", "auto_map"):
             if name in vars(config):
                 delattr(config, name)
-    model.__class__ = type(model).__bases__[1]
+    if type(model).__name__.startswith("Collab"):  # models inside of loaded ones are the host's as they are
+        model.__class__ = type(model).__bases__[1]
     # The registry of outputs that can be recorded goes by class.
     _CAN_RECORD_REGISTRY[model] = model._can_record_outputs
     vars(model)["_weight_conversions"] = None

@@ -12,7 +12,7 @@ from random_models import PLANS, image_inputs, make_collab_, outputs, text_input
 from safetensors.torch import load_file
 from transformers import AutoModel, BertForMaskedLM, BertLMHeadModel, BertModel, ViTForImageClassification
 
-from collab_hf import CollabError, to_dense_
+from collab_hf import CollabError, load_model, to_dense_
 from collab_hf.errors import FamilyError, RankError
 
 # Two float32 orders of summation in two layers of width 24; seen: 3e-6.
@@ -109,6 +109,19 @@ def test_a_decoder_with_cross_attention(tiny_bert: Callable[..., Any]) -> None:
     before = outputs(model, inputs)
     to_dense_(model)
     assert (outputs(model, inputs) - before).abs().max() < ROUNDING
+
+
+def test_a_loaded_model(tiny_vit: Callable[..., Any], tmp_path: Path) -> None:
+    """Its inner model is not of a collaborative class, unlike that of a model compressed in place."""
+    make_collab_(tiny_vit(ViTForImageClassification), PLANS["tucker"]).save_pretrained(tmp_path / "small")
+    model = load_model(tmp_path / "small")
+    inputs = image_inputs()
+    before = outputs(model, inputs)
+    to_dense_(model).save_pretrained(tmp_path / "dense")
+    assert type(model) is ViTForImageClassification
+    again, info = ViTForImageClassification.from_pretrained(tmp_path / "dense", output_loading_info=True)
+    assert not any(info.values()), info
+    assert (outputs(again, inputs) - before).abs().max() < ROUNDING
 
 
 def test_what_surgery_keeps_is_kept(tiny_bert: Callable[..., Any]) -> None:

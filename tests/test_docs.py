@@ -1,0 +1,116 @@
+"""The documentation builds without a warning, and every code block of it runs."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from cli_support import VOCABULARY, save_with_image_processor, save_with_tokenizer
+from conftest import REPOSITORY
+from doc_blocks import code_blocks, run_blocks
+from hub_server import TOKEN, HubServer, Repository
+from transformers import BertForMaskedLM, BertModel, ViTForImageClassification
+from transformers.utils import logging
+
+from collab_hf import cli
+
+PAGES = [
+    REPOSITORY / "docs" / f"{name}.md"
+    for name in ("index", "compressing", "finetuning", "publishing", "exporting")
+]
+LARGER = {"hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 64}
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of exporters, PEFT and HTTP clients
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def hub(
+    tiny_bert: Callable[..., Any], tiny_vit: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[HubServer]:
+    """A Hub where tiny models go by the names of those that the pages speak of."""
+    folder = tmp_path_factory.mktemp("originals")
+    text = {**LARGER, "vocab_size": len(VOCABULARY)}
+    save_with_tokenizer(tiny_bert(BertForMaskedLM, **text), folder / "google-bert/bert-base-uncased")
+    sentence = save_with_tokenizer(
+        tiny_bert(BertModel, **text), folder / "sentence-transformers/all-MiniLM-L6-v2"
+    )
+    (sentence / "modules.json").write_text(
+        '[{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},'
+        ' {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]'
+    )
+    (sentence / "1_Pooling").mkdir()
+    (sentence / "1_Pooling" / "config.json").write_text('{"word_embedding_dimension": 48}')
+    vit = tiny_vit(ViTForImageClassification, **LARGER)
+    save_with_image_processor(vit, folder / "google/vit-base-patch16-224")
+    with HubServer() as server:
+        for directory in (path.parent for path in folder.rglob("model.safetensors")):
+            files = {
+                file.relative_to(directory).as_posix(): file.read_bytes()
+                for file in directory.rglob("*")
+                if file.is_file()
+            }
+            name = directory.relative_to(folder).as_posix()
+            server.repositories[name] = Repository(branches={"main": files})
+        yield server
+
+
+@pytest.fixture
+def reader(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Someone who works through a page, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_block_runs(page: Path, reader: None) -> None:
+    verbosity = logging.get_verbosity()
+    try:
+        assert run_blocks(page, cli.run) == len(code_blocks(page)) >= 2
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+
+
+def test_a_block_that_fails_is_seen(reader: None, tmp_path: Path) -> None:
+    """Negative control of the above."""
+    page = tmp_path / "page.md"
+    page.write_text("```python\nx = 1\n```\ntext\n```python\nassert x == 2\n```\n")
+    with pytest.raises(AssertionError) as raised:
+        run_blocks(page, cli.run)
+    assert raised.traceback[-1].lineno == 5
+    page.write_text("```bash\nrm -r everything\n```\n")
+    with pytest.raises(AssertionError, match="can't run"):
+        run_blocks(page, cli.run)
+
+
+def test_every_page_with_code_is_run() -> None:
+    """Pages whose numbers come from long runs have their commands checked where they are measured."""
+    own = {"decomposition", "planning", "recovery", "speed"}
+    with_code = {page.stem for page in (REPOSITORY / "docs").glob("*.md") if code_blocks(page)}
+    assert with_code - own <= {page.stem for page in PAGES}
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    mkdocs = Path(sys.executable).with_name("mkdocs")
+    result = subprocess.run(
+        [mkdocs, "build", "--strict", "--site-dir", tmp_path / "site"],
+        cwd=REPOSITORY,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    reference = (tmp_path / "site" / "reference" / "index.html").read_text()
+    for name in ("compress_", "CollabConfig", "to_dense_", "export_onnx", "HubError"):
+        assert re.search(rf'id="collab_hf\.[a-z_.]*{name}"', reference), name
