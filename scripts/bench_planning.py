@@ -22,6 +22,7 @@ from torch import Tensor
 
 from collab_hf import CollabConfig, collect_statistics, compress_, load_model
 from collab_hf.checkpoint import load_processor
+from collab_hf.errors import ConfigError
 from collab_hf.examples import load_batches
 from collab_hf.families import attention_layers
 
@@ -86,9 +87,14 @@ def main(
         for name in ("auto", "tucker", "svd"):
             config = CollabConfig(method=name, budget=share)
             data = seen if name == "auto" else statistics
-            row[name] = run(original, config, data, held, reference, pooling)
+            try:
+                row[name] = run(original, config, data, held, reference, pooling)
+            except ConfigError as error:  # no svd is as small as a sixteenth
+                row[name] = {"refused": str(error)}
             typer.echo(json.dumps({"budget": share, "method": name, **row[name]}))
-        cells = " | ".join(f"{r['cosine']:.4f} ({r['share']:.3f})" for r in row.values())
+        cells = " | ".join(
+            f"{r['cosine']:.4f} ({r['share']:.3f})" if "cosine" in r else "-" for r in row.values()
+        )
         table.append(f"| {share} | {cells} |")
     typer.echo("\n".join(["| budget | plan | uniform tucker | uniform svd |", "|---|---|---|---|", *table]))
 
