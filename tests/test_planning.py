@@ -1,0 +1,271 @@
+"""Plans: targets are met, losses are measured, layers are left as they were, and curves are cached."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import BertForSequenceClassification
+
+from collab_hf import CollabConfig, collect_statistics, compress_
+from collab_hf.config import AttentionShape, LayerPlan
+from collab_hf.errors import ConfigError
+from collab_hf.families import attention_layers
+from collab_hf.planning import Divergence, cache, plan_model, score_tensor, split_batches
+from collab_hf.planning.costs import attention_flops, break_even_length
+from collab_hf.planning.divergence import replaced
+from collab_hf.planning.planner import layer_settings
+from collab_hf.planning.spectra import all_forms, layer_forms, rank_grid, seen_scores
+from collab_hf.preview import preview
+from collab_hf.tensors import decompose
+
+# float64 sums in another order.
+ROUNDING = 1e-9
+# float32 forward passes of two layers.
+SINGLE = 1e-4
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLLAB_HF_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def batches():
+    return [
+        {"input_ids": torch.randint(50, (8, 12)), "attention_mask": torch.ones(8, 12, dtype=torch.long)}
+        for _ in range(6)
+    ]
+
+
+def layers_of(model):
+    return {name: (module, family) for name, module, family in attention_layers(model)}
+
+
+@pytest.fixture
+def seen(tiny_bert, batches):
+    """First layer of a tiny model: module scores and the moments of its input."""
+    model = tiny_bert()
+    layers = layers_of(model)
+    name, (module, family) = next(iter(layers.items()))
+    statistics = collect_statistics(model, {name: module}, batches)[name]
+    return score_tensor(module, family, name, CollabConfig()), statistics
+
+
+class TestSpectra:
+    def test_truncation_errors_are_those_of_the_solvers_before_they_iterate(self, seen):
+        scores, statistics = seen
+        forms = all_forms(seen_scores(scores, statistics, 1e-3), CollabConfig())
+        checked = set()
+        for form in forms[1::37]:
+            factors = decompose(scores, form.plan, query_moments=statistics.query, max_sweeps=0)
+            assert factors.relative_error == pytest.approx(form.error, abs=ROUNDING)
+            checked.add(form.plan.method)
+        assert checked == {"svd", "tucker"}
+
+    def test_without_data_they_are_errors_of_the_weights(self, seen):
+        scores, statistics = seen
+        form = all_forms(seen_scores(scores, None, 1e-3), CollabConfig())[10]
+        blind = decompose(scores, form.plan, max_sweeps=0).relative_error
+        assert blind == pytest.approx(form.error, abs=ROUNDING)
+        aware = decompose(scores, form.plan, query_moments=statistics.query, max_sweeps=0).relative_error
+        assert abs(aware - form.error) > 1e-3  # negative control: the metric matters
+
+    def test_forms_are_undominated_and_never_wider_than_a_head(self, seen):
+        scores, statistics = seen
+        forms = layer_forms(seen_scores(scores, statistics, 1e-3), CollabConfig())
+        assert forms[-1].plan is None
+        assert forms[-1].error == 0
+        assert [f.parameters for f in forms] == sorted(f.parameters for f in forms)
+        assert all(f.plan.score_width <= scores.shape.head_dim for f in forms[:-1])
+
+    def test_large_layers_get_multiples_of_eight(self):
+        assert all(rank % 8 == 0 for rank in rank_grid(768))
+        assert rank_grid(6) == [1, 2, 3, 4, 5, 6]
+
+
+class TestDivergence:
+    def test_replaced_layer_scores_like_the_converted_one(self, tiny_bert, batches):
+        model = tiny_bert()
+        layers = layers_of(model)
+        statistics = collect_statistics(model, {n: m for n, (m, _) in layers.items()}, batches)
+        plan = LayerPlan("tucker", 9, 5, 5, content_bias="folded")
+        factors = {
+            name: decompose(
+                score_tensor(*pair, name, CollabConfig()), plan, query_moments=statistics[name].query
+            )
+            for name, pair in layers.items()
+        }
+        divergence = Divergence(model, batches)
+        with replaced(layers, factors):
+            inside = divergence.measure()
+        assert divergence.measure() == 0  # and the layers are as they were
+        settings = dict.fromkeys(layers, layer_settings(plan))
+        compress_(model, CollabConfig(layers=settings), statistics)
+        assert inside == pytest.approx(divergence.measure(), rel=SINGLE)
+        assert inside > 1e-3
+
+    def test_layers_come_back_after_an_error(self, tiny_bert):
+        model = tiny_bert()
+        layers = layers_of(model)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        plan = LayerPlan("svd", 6, 6, 4, content_bias="folded")
+        factors = {n: decompose(score_tensor(*pair, n, CollabConfig()), plan) for n, pair in layers.items()}
+        with pytest.raises(RuntimeError), replaced(layers, factors):
+            raise RuntimeError
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+    def test_every_eighth_example_is_held_out(self, batches):
+        kept, held = split_batches(batches)
+        assert sum(len(b["input_ids"]) for b in held) == 6
+        assert sum(len(b["input_ids"]) for b in kept) == 42
+        rows = {tuple(r.tolist()) for b in kept for r in b["input_ids"]}
+        assert not rows & {tuple(r.tolist()) for b in held for r in b["input_ids"]}
+
+    def test_too_few_examples_serve_for_both(self, batches):
+        few = [{"input_ids": batches[0]["input_ids"][:5]}]
+        assert split_batches(few) == (few, few)
+
+
+class TestTargets:
+    @pytest.mark.parametrize("budget", [0.5, 0.25, 0.125])
+    def test_budget_is_kept(self, tiny_bert, batches, budget):
+        report = compress_(tiny_bert(), CollabConfig(budget=budget), batches)
+        assert report.qk_parameters_after <= budget * report.qk_parameters_before
+        assert report.predicted_loss > 0
+        assert report.measured_loss > 0
+
+    def test_target_params(self, tiny_bert, batches):
+        report = compress_(tiny_bert(), CollabConfig(target_params=700), batches)
+        assert report.qk_parameters_after <= 700
+
+    def test_target_flops(self, tiny_bert, batches):
+        found = preview(tiny_bert(), CollabConfig(target_flops="16:0.4"), batches)
+        assert found.flops_share(16) <= 0.4
+
+    def test_max_loss_takes_the_smallest_that_keeps_it(self, tiny_bert, batches):
+        loose = preview(tiny_bert(), CollabConfig(max_loss=0.2), batches)
+        tight = preview(tiny_bert(), CollabConfig(max_loss=0.02), batches)
+        assert loose.planned.predicted_loss <= 0.2
+        assert tight.planned.predicted_loss <= 0.02
+        assert loose.qk_parameters_after < tight.qk_parameters_after
+
+    def test_nothing_asked_is_the_knee_within_bounds(self, tiny_bert, batches):
+        found = preview(tiny_bert(), CollabConfig(), batches)
+        assert 0.05 < found.qk_parameters_after / found.qk_parameters_before <= 0.5
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"budget": 0.001}, r"budget must be at least 0\.\d+, got 0.001"),
+            ({"target_params": 3}, r"target_params must be at least \d+, got 3"),
+            ({"target_flops": "16:0.01"}, r"target_flops must be at least 16:0\.\d+"),
+            ({"target_flops": "long"}, "target_flops must be LENGTH:SHARE"),
+        ],
+    )
+    def test_impossible_says_the_smallest_possible(self, tiny_bert, batches, settings, message):
+        with pytest.raises(ConfigError, match=message):
+            preview(tiny_bert(), CollabConfig(**settings), batches)
+
+    def test_the_smallest_possible_is_possible(self, tiny_bert, batches):
+        with pytest.raises(ConfigError) as error:
+            preview(tiny_bert(), CollabConfig(budget=0.001), batches)
+        least = float(str(error.value).split("at least ")[1].split(",")[0])
+        preview(tiny_bert(), CollabConfig(budget=least), batches)
+        with pytest.raises(ConfigError):
+            preview(tiny_bert(), CollabConfig(budget=least - 0.001), batches)
+
+    def test_goals_exclude_each_other(self):
+        with pytest.raises(ConfigError, match="give one of"):
+            CollabConfig(budget=0.5, max_loss=0.1)
+        with pytest.raises(ConfigError, match="belongs to method auto"):
+            CollabConfig(method="svd", max_loss=0.1)
+
+    def test_overrides_are_left_alone(self, tiny_bert, batches):
+        override = {"*.0.*": {"method": "svd", "rank": 6}}
+        report = compress_(tiny_bert(), CollabConfig(budget=0.3, layers=override), batches)
+        assert report.layers[0].method == "svd"
+        assert report.layers[0].rank == 6
+
+    def test_statistics_or_nothing_plan_by_error(self, tiny_bert, batches):
+        model = tiny_bert()
+        statistics = collect_statistics(model, {n: m for n, (m, _) in layers_of(model).items()}, batches)
+        for data in (statistics, None):
+            report = compress_(tiny_bert(), CollabConfig(budget=0.3), data)
+            assert report.qk_parameters_after <= 0.3 * report.qk_parameters_before
+            assert report.measured_loss is None
+
+
+class TestReproduction:
+    def test_resolved_settings_give_the_same_weights(self, tiny_bert, batches):
+        first, second = tiny_bert(), tiny_bert()
+        report = compress_(first, CollabConfig(budget=0.3), batches)
+        again = CollabConfig.from_dict(report.config.to_dict())
+        compress_(second, again, batches)
+        other = second.state_dict()
+        assert all(torch.equal(value, other[name]) for name, value in first.state_dict().items())
+
+    def test_head_is_left_out_of_the_comparison(self, tiny_bert, batches):
+        report = compress_(tiny_bert(BertForSequenceClassification), CollabConfig(budget=0.3), batches)
+        assert report.measured_loss > 0
+
+
+class TestCache:
+    def plan(self, model, batches, budget=0.3):
+        return plan_model(model, layers_of(model), CollabConfig(budget=budget), batches)
+
+    def test_second_budget_measures_nothing(self, tiny_bert, batches, monkeypatch):
+        model = tiny_bert()
+        first = self.plan(model, batches)
+        monkeypatch.setattr(Divergence, "__init__", lambda *_: pytest.fail("measured again"))
+        assert self.plan(model, batches).to_dict() == first.to_dict()
+        assert self.plan(model, batches, 0.5).predicted_loss < first.predicted_loss
+
+    def test_other_weights_or_data_are_another_entry(self, tiny_bert, batches):
+        model, settings = tiny_bert(), {"layer": CollabConfig()}
+        key = cache.fingerprint(model, settings, batches)
+        assert key == cache.fingerprint(model, {"layer": CollabConfig(budget=0.5)}, batches)
+        assert key != cache.fingerprint(model, {"layer": CollabConfig(damping=0.1)}, batches)
+        assert key != cache.fingerprint(model, settings, batches[:-1])
+        with torch.no_grad():
+            next(model.parameters()).add_(1e-3)
+        assert key != cache.fingerprint(model, settings, batches)
+
+    def test_damaged_entries_are_measured_again(self, tiny_bert, batches):
+        model = tiny_bert()
+        first = self.plan(model, batches)
+        (entry,) = cache.directory().glob("*.safetensors")
+        entry.write_bytes(entry.read_bytes()[:-100])
+        assert self.plan(model, batches).to_dict() == first.to_dict()
+        entry.write_text("not a file of tensors")
+        assert self.plan(model, batches).to_dict() == first.to_dict()
+
+    def test_unwritable_cache_is_no_error(self, tiny_bert, batches, monkeypatch, tmp_path):
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("COLLAB_HF_CACHE", str(tmp_path / "file"))
+        assert self.plan(tiny_bert(), batches).measured
+
+
+class TestCosts:
+    SHAPE = AttentionShape(64, 64, 4, 16)
+
+    def test_dense_costs_what_copy_does(self):
+        copy = LayerPlan("copy", 64, 64, 16, content_bias="folded")
+        assert attention_flops(copy, self.SHAPE, 32) == attention_flops(None, self.SHAPE, 32)
+
+    def test_counts_agree_with_the_factors(self, seen):
+        scores, _ = seen
+        for plan in (LayerPlan("tucker", 9, 5, 5, content_bias="folded"), LayerPlan("tucker", 9, 7, 5)):
+            flops = decompose(scores, plan).flops(16)
+            # The factors also count the addition of an exact bias to every score.
+            slack = scores.shape.num_heads * 16**2 if plan.content_bias == "exact" else 0
+            assert attention_flops(plan, scores.shape, 16) + slack == flops
+
+    def test_break_even_is_where_the_counts_meet(self):
+        wide = LayerPlan("cp", 24, 24, 24, content_bias="folded")
+        length = break_even_length(wide, self.SHAPE)
+        below, above = math.floor(length), math.ceil(length + 1e-9)
+        assert attention_flops(wide, self.SHAPE, below) <= attention_flops(None, self.SHAPE, below)
+        assert attention_flops(wide, self.SHAPE, above) >= attention_flops(None, self.SHAPE, above)
+        narrow = replace(wide, method="svd", score_width=8)
+        assert break_even_length(narrow, self.SHAPE) == math.inf
