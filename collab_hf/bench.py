@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from statistics import median, quantiles
@@ -134,21 +134,31 @@ def compare_calls(before: Call, after: Call, *, seconds: float = 2.0) -> Timing:
     Returns:
         Medians of both, and the ratios of the pairs.
     """
-    once = min(_time(before) + _time(after) for _ in range(2))  # also the warm-up
-    pairs = max(MIN_PAIRS, min(MAX_PAIRS, int(seconds / once)))
-    times = []
-    for turn in range(pairs):
-        if turn % 2:
-            second, first = _time(after), _time(before)
-        else:
-            first, second = _time(before), _time(after)
-        times.append((first, second))
-    return Timing(
-        median(first for first, _ in times),
-        median(second for _, second in times),
-        _ratio([second / first for first, second in times]),
-        _ratio([first / second for first, second in times]),
-    )
+    return compare_all(before, {"after": after}, seconds=seconds)["after"]
+
+
+def compare_all(
+    before: Call, others: Mapping[str, Call], *, seconds: float = 2.0, min_pairs: int = MIN_PAIRS
+) -> dict[str, Timing]:
+    """Time several calls against one, in turns.
+
+    Args:
+        before: the call that the others are compared with.
+        others: calls by name, at least one.
+        seconds: about how long to go on for each of the others, > 0.
+        min_pairs: timed however long that takes, at least 2.
+
+    Returns:
+        Timing against `before`, by name.
+    """
+    calls = [("", before), *others.items()]
+    once = min(sum(_time(call) for _, call in calls) for _ in range(2))  # also the warm-up
+    rounds = max(min_pairs, min(MAX_PAIRS, int(seconds * len(others) / once)))
+    times: dict[str, list[float]] = {name: [] for name, _ in calls}
+    for turn in range(rounds):
+        for name, call in calls if turn % 2 else reversed(calls):
+            times[name].append(_time(call))
+    return {name: _compare(times[""], times[name]) for name in others}
 
 
 def bench_models(
@@ -313,6 +323,11 @@ def _time(call: Call) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def _compare(before: list[float], after: list[float]) -> Timing:
+    latency = [second / first for first, second in zip(before, after, strict=True)]
+    return Timing(median(before), median(after), _ratio(latency), _ratio([1 / ratio for ratio in latency]))
 
 
 def _ratio(ratios: list[float]) -> Ratio:
