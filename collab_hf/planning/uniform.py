@@ -79,15 +79,14 @@ def candidate_plans(config: CollabConfig, shape: AttentionShape, name: str) -> l
     method: Method = "tucker" if config.method == "auto" else config.method
     allowed = int(budget * shape.dense_parameters)
     families = _forms(method, config, shape, name)
-    plans = [plan for ranks in families for plan in ranks if plan.num_parameters(shape) <= allowed]
-    best = {
-        (p.score_width, p.key_rank == p.score_width): p for p in sorted(plans, key=lambda p: p.query_rank)
-    }
+    fitting = [[plan for plan in ranks if plan.num_parameters(shape) <= allowed] for ranks in families]
+    # Within a family the error falls with the rank, so the largest that fits need not be compared.
+    best = [max(ranks, key=lambda plan: plan.query_rank) for ranks in fitting if ranks]
     if not best:
         smallest = min(plan.num_parameters(shape) for ranks in families for plan in ranks)
         least = math.ceil(1e4 * smallest / shape.dense_parameters) / 1e4
         raise RankError(f"budget must be at least {least} for {method}, got {budget} ({name})")
-    return list(best.values())
+    return best
 
 
 def _given(config: CollabConfig, shape: AttentionShape, name: str) -> LayerPlan:
