@@ -6,7 +6,7 @@ import random
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,13 @@ os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="collab-hf-tests-")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else it warns when a test starts a process
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from hub_originals import make_originals
+from hub_server import TOKEN, HubServer, Repository
 from torch import nn
 from transformers import (
     BertConfig,
@@ -148,3 +151,36 @@ def tiny_dinov2() -> ModelFactory:
         return build_tiny(head_class, Dinov2Config(**{**config, **settings}))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def hub_server() -> Iterator[HubServer]:
+    """A local stand-in for the Hub, one a process: clients keep their connections from test to test."""
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture
+def online(hub_server: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> HubServer:
+    """The stand-in, emptied, with huggingface_hub allowed to talk to it, a token and an empty cache."""
+    hub_server.reset()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return hub_server
+
+
+@pytest.fixture(scope="session")
+def originals(
+    tiny_bert: ModelFactory, tiny_vit: ModelFactory, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, bytes]]:
+    """Files of tiny models under the names that the documentation speaks of."""
+    return make_originals(tmp_path_factory.mktemp("originals"), tiny_bert, tiny_vit)
+
+
+@pytest.fixture
+def hub_of_originals(online: HubServer, originals: dict[str, dict[str, bytes]]) -> HubServer:
+    """The stand-in with those models."""
+    for name, files in originals.items():
+        online.repositories[name] = Repository(branches={"main": dict(files)})
+    return online

@@ -4,17 +4,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import huggingface_hub
 import pytest
-from cli_support import VOCABULARY, save_with_image_processor, save_with_tokenizer
 from conftest import REPOSITORY
 from doc_blocks import code_blocks, run_blocks
-from hub_server import TOKEN, HubServer, Repository
-from transformers import BertForMaskedLM, BertModel, ViTForImageClassification
+from hub_server import HubServer
 from transformers.utils import logging
 
 from collab_hf import cli
@@ -23,8 +18,6 @@ PAGES = [
     REPOSITORY / "docs" / f"{name}.md"
     for name in ("index", "compressing", "finetuning", "publishing", "exporting")
 ]
-LARGER = {"hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 64}
-
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of exporters, PEFT and HTTP clients
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -32,43 +25,10 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def hub(
-    tiny_bert: Callable[..., Any], tiny_vit: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[HubServer]:
-    """A Hub where tiny models go by the names of those that the pages speak of."""
-    folder = tmp_path_factory.mktemp("originals")
-    text = {**LARGER, "vocab_size": len(VOCABULARY)}
-    save_with_tokenizer(tiny_bert(BertForMaskedLM, **text), folder / "google-bert/bert-base-uncased")
-    sentence = save_with_tokenizer(
-        tiny_bert(BertModel, **text), folder / "sentence-transformers/all-MiniLM-L6-v2"
-    )
-    (sentence / "modules.json").write_text(
-        '[{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},'
-        ' {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]'
-    )
-    (sentence / "1_Pooling").mkdir()
-    (sentence / "1_Pooling" / "config.json").write_text('{"word_embedding_dimension": 48}')
-    vit = tiny_vit(ViTForImageClassification, **LARGER)
-    save_with_image_processor(vit, folder / "google/vit-base-patch16-224")
-    with HubServer() as server:
-        for directory in (path.parent for path in folder.rglob("model.safetensors")):
-            files = {
-                file.relative_to(directory).as_posix(): file.read_bytes()
-                for file in directory.rglob("*")
-                if file.is_file()
-            }
-            name = directory.relative_to(folder).as_posix()
-            server.repositories[name] = Repository(branches={"main": files})
-        yield server
-
-
 @pytest.fixture
-def reader(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def reader(hub_of_originals: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Someone who works through a page, in an empty directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -4,14 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
 import torch
-from hub_server import TOKEN, HubServer
+from hub_server import HubServer
 from random_models import PLANS, image_inputs, make_collab_, outputs, text_inputs
 from safetensors.torch import save_file
 from transformers import (
@@ -31,31 +31,16 @@ from collab_hf.hub import fetch_files, push
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 
-@pytest.fixture
-def online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Let huggingface_hub talk to HF_ENDPOINT, the tests' own server, with a cache of the test's own."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setattr(hub_module, "_PAUSES", (0.01, 0.01))
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[HubServer]:
-    with HubServer() as running:
-        yield running
-
-
 @pytest.fixture(params=["regular", "lfs"])
-def hub(request: pytest.FixtureRequest, server: HubServer, online: None) -> HubServer:
-    server.reset(large=r"\.safetensors$" if request.param == "lfs" else "nothing")
-    return server
+def hub(request: pytest.FixtureRequest, lfs_hub: HubServer) -> HubServer:
+    lfs_hub.reset(large=r"\.safetensors$" if request.param == "lfs" else "nothing")
+    return lfs_hub
 
 
 @pytest.fixture
-def lfs_hub(server: HubServer, online: None) -> HubServer:
-    server.reset()
-    return server
+def lfs_hub(online: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    monkeypatch.setattr(hub_module, "_PAUSES", (0.01, 0.01))
+    return online
 
 
 @pytest.fixture
