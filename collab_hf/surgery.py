@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ from .planning import (
     score_tensor,
     split_batches,
 )
+from .planning.costs import break_even_length
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class LayerReport:
         relative_error: ||T - T^||_F / ||T||_F, whitened by the calibration data where there is some.
         qk_parameters_before: weights and biases of the dense query and key projections.
         qk_parameters_after: shared projections, mixing and content bias.
+        break_even_length: tokens from which the form takes more operations than dense; None for never.
     """
 
     name: str
@@ -50,6 +53,7 @@ class LayerReport:
     relative_error: float
     qk_parameters_before: int
     qk_parameters_after: int
+    break_even_length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -238,10 +242,18 @@ def _qk_parameters(module: nn.Module, family: Family) -> int:
 def _report(
     name: str, factors: SharedFactors | None, before: int, family: Family, module: nn.Module
 ) -> LayerReport:
+    shape = family.shape(module)
     if factors is None:
-        return LayerReport(name, "dense", family.shape(module).full_rank, None, 0.0, before, before)
+        return LayerReport(name, "dense", shape.full_rank, None, 0.0, before, before)
     method: Method = factors.plan.method
-    after = factors.num_parameters
+    after, dearer_from = factors.num_parameters, break_even_length(factors.plan, shape)
     return LayerReport(
-        name, method, factors.plan.query_rank, factors.plan, factors.relative_error, before, after
+        name,
+        method,
+        factors.plan.query_rank,
+        factors.plan,
+        factors.relative_error,
+        before,
+        after,
+        None if math.isinf(dearer_from) else math.ceil(dearer_from),
     )

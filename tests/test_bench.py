@@ -151,3 +151,26 @@ def test_a_plot_without_matplotlib(
     original, small = checkpoints
     complaint = collab_hf("bench", small, "--against", original, "--plot", "speed.png").complaint
     assert complaint == "a plot needs matplotlib; install collab-hf[plots]"
+
+
+@pytest.mark.parametrize(("options", "warned"), [([], True), (["--dims-per-head", 8], False)])
+def test_compress_warns_of_wide_scores(
+    options: list[Any], warned: bool, collab_hf: CommandLine, checkpoints: tuple[Path, Path], tmp_path: Path
+) -> None:
+    arguments = [
+        "compress",
+        checkpoints[0],
+        "--method",
+        "cp",
+        "--rank",
+        12,
+        "--calibration",
+        "none",
+        *options,
+    ]
+    text = collab_hf(*arguments, "-o", tmp_path / "one").out
+    # Dense: 2 * 24 * 24 a token. Here: 2 * 24 * 12, 3 * 12 for the mixing, 3 * 24 for the content bias, and
+    # 3 * (12 - 8) more for each score: (1152 - 684) / 12.
+    assert ("warning: slower than the original from at most 39 tokens on" in text) == warned
+    values = collab_hf(*arguments, "-o", tmp_path / "two", "--json").values
+    assert values["layers"][0]["break_even_length"] == (39 if warned else None)

@@ -240,6 +240,7 @@ def _describe(report: CompressionReport, output: Path, size: int) -> str:
             f"mean relative error: {report.mean_relative_error:.4f}"
             f" ({'on calibration data' if report.calibrated else 'of the weights alone'})",
             *_losses(report),
+            *_slower(report),
             f"wrote {output} ({size / 1e6:.1f} MB of weights)",
         ]
     )
@@ -251,6 +252,16 @@ def _losses(report: CompressionReport) -> list[str]:
     return [
         f"divergence of the hidden states: predicted {report.predicted_loss:.4f}, "
         f"measured {report.measured_loss:.4f}"
+    ]
+
+
+def _slower(report: CompressionReport) -> list[str]:
+    lengths = [layer.break_even_length for layer in report.layers if layer.break_even_length is not None]
+    if not lengths:
+        return []
+    return [
+        f"warning: slower than the original from at most {min(lengths)} tokens on, because scores are wider "
+        "than a head; tucker, or cp with --dims-per-head, is not"
     ]
 
 
