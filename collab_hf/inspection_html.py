@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,39 +57,51 @@ def render(inspection: Inspection) -> str:
 
 def _panels(layer: LayerInspection) -> list[dict[str, str]]:
     spectra = [("the weights", layer.weights)]
+    name = layer.name
     if layer.data is not None:
         spectra.append(("calibration data", layer.data))
-    panels = [_panel(f"Energy in {where}", lambda axes, s=s: _draw_energy(axes, s)) for where, s in spectra]
+    panels = [
+        _panel(name, f"Energy in {where}", lambda axes, s=s: _draw_energy(axes, s)) for where, s in spectra
+    ]
     metric, last = spectra[-1]
-    panels.append(_panel("Error over size", lambda axes: _draw_errors(axes, layer)))
+    panels.append(_panel(name, "Error over size", lambda axes: _draw_errors(axes, layer)))
     panels.append(
         _panel(
+            name,
             f"Cosine between heads' scores, {metric}",
             lambda a: _draw_matrix(a, last.similarity, "RdBu_r", -1),
         )
     )
     panels.append(
         _panel(
-            f"Key space shared by heads, {metric}", lambda a: _draw_matrix(a, last.key_overlap, "Greys", 0)
+            name,
+            f"Key space shared by heads, {metric}",
+            lambda a: _draw_matrix(a, last.key_overlap, "Greys", 0),
         )
     )
     return panels
 
 
-def _panel(title: str, draw: Any) -> dict[str, str]:
-    """One plot as SVG text."""
+def _panel(where: str, title: str, draw: Any) -> dict[str, str]:
+    """One plot as SVG text; `where` and title together are unique in the document."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    # The same bytes for the same numbers, and text that stays text.
-    with matplotlib.rc_context({"svg.hashsalt": title, "svg.fonttype": "none", "font.size": 11}):
+    # The same bytes for the same numbers, ids that no other plot has, and text that stays text.
+    with matplotlib.rc_context({"svg.hashsalt": f"{where} {title}", "svg.fonttype": "none", "font.size": 11}):
         figure = Figure(figsize=_PANEL, layout="constrained")
         axes = figure.subplots()
         draw(axes)
         written = io.StringIO()
         figure.savefig(written, format="svg", metadata={"Date": None}, transparent=True)
     svg = written.getvalue()
-    return {"title": title, "svg": svg[svg.index("<svg") :]}
+    return {"title": title, "svg": _without_unused_ids(svg[svg.index("<svg") :])}
+
+
+def _without_unused_ids(svg: str) -> str:
+    """Drop the ids that nothing in the drawing refers to: `figure_1` would stand in every one of them."""
+    used = set(re.findall(r"#([\w.-]+)", svg))
+    return re.sub(r' id="([^"]+)"', lambda m: m.group(0) if m.group(1) in used else "", svg)
 
 
 def _draw_energy(axes: Axes, spectra: Spectra) -> None:
@@ -134,4 +147,4 @@ def _overview(inspection: Inspection) -> dict[str, str]:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=9)
 
-    return _panel("Least error by layer", draw)
+    return _panel("overview", "Least error by layer", draw)

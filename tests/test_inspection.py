@@ -96,6 +96,8 @@ def test_report_is_one_file_that_needs_nothing(tiny_bert, batches):
     assert "&lt;tiny&gt;" in html
     assert html.count("<svg") == 1 + 2 * 5
     assert "<script" not in html
+    names = re.findall(r' id="([^"]+)"', html)
+    assert len(names) == len(set(names)) > 0
     # Drawings refer to their own parts and hold their images themselves.
     assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', html)
 
