@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import REPOSITORY
 from transformers import BertForSequenceClassification
 
 from collab_hf import CollabConfig, collect_statistics, compress_
@@ -17,6 +18,7 @@ from collab_hf.planning.divergence import replaced
 from collab_hf.planning.planner import layer_settings
 from collab_hf.planning.spectra import all_forms, layer_forms, rank_grid, seen_scores
 from collab_hf.preview import preview
+from collab_hf.recipe import Recipe
 from collab_hf.tensors import decompose
 
 # float64 sums in another order.
@@ -269,3 +271,10 @@ class TestCosts:
         assert attention_flops(wide, self.SHAPE, above) >= attention_flops(None, self.SHAPE, above)
         narrow = replace(wide, method="svd", score_width=8)
         assert break_even_length(narrow, self.SHAPE) == math.inf
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_recipes_can_be_read(recipe):
+    Recipe.from_dict(Recipe.read(recipe))
