@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -83,7 +84,9 @@ def load_model(
             f"{name} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}"
         )
     loaded: PreTrainedModel = model
-    return loaded if device is None else loaded.to(device=torch.device(device))
+    if device is not None:
+        nn.Module.to(loaded, torch.device(device))
+    return loaded
 
 
 def load_processor(name: str | Path, **where: Any) -> Any:
