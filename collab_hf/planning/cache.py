@@ -25,7 +25,7 @@ from .curves import LayerCurve
 from .spectra import Form
 
 # Part of every key: raise it when curves are measured in another way.
-_VERSION = 1
+_VERSION = 2
 
 # Entries that are kept; one of BERT-base's size takes 60 MB.
 _MOST_ENTRIES = 16
@@ -139,13 +139,14 @@ def _curve_to_list(curve: LayerCurve) -> list[Any]:
     shape = curve.shape
     forms = [[f.plan.to_dict() if f.plan else None, f.error, f.parameters] for f in curve.forms]
     sizes = [shape.query_size, shape.key_size, shape.num_heads, shape.head_dim]
-    return [curve.name, sizes, forms, curve.knots]
+    return [curve.name, sizes, forms, curve.knots, curve.interaction]
 
 
 def _curve_from_list(values: list[Any]) -> LayerCurve:
-    name, sizes, forms, knots = values
+    name, sizes, forms, knots, interaction = values
     read = tuple(
         Form(None if plan is None else LayerPlan.from_dict(plan, name), float(error), int(size))
         for plan, error, size in forms
     )
-    return LayerCurve(name, AttentionShape(*sizes), read, tuple((float(e), float(d)) for e, d in knots))
+    measured = tuple((float(error), float(loss)) for error, loss in knots)
+    return LayerCurve(name, AttentionShape(*sizes), read, measured, float(interaction))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +13,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..calibration import LayerStatistics
-from ..config import AttentionShape, CollabConfig, LayerPlan
-from ..errors import DecompositionError
+from ..config import AttentionShape, CollabConfig
+from ..errors import ConfigError, DecompositionError
+from ..factors import SharedFactors
 from ..families import Family
 from ..tensors import ScoreTensor, decompose
 from .divergence import Batch, Divergence, replaced
@@ -22,6 +24,11 @@ from .spectra import Form, layer_forms, seen_scores
 
 # Shares of a layer's dense parameters whose best form is measured; between them the error curve interpolates.
 _MEASURED_SHARES = (1 / 24, 1 / 12, 1 / 6, 1 / 3, 0.6)
+
+# The share among them where interactions between layers are measured, all layers at it together.
+_CONTEXT_SHARE = 1 / 6
+# Bounds of an interaction: beyond them a layer's own loss is too small for the quotient to mean anything.
+_INTERACTION_RANGE = (0.5, 4.0)
 
 # Sweeps before a form is measured: after three, the error is within a per cent of where it ends.
 _TRIAL_SWEEPS = 3
@@ -39,15 +46,30 @@ class LayerCurve:
         forms: none dominated by another, by rising size.
         knots: (truncation error, divergence of the output with this layer alone replaced), measured; empty
             where there was no data to measure on, and the squared error stands for the loss.
+        interaction: what the layer adds to the divergence when the others are compressed, over what it makes
+            alone. On the models measured it hardly depends on the size, so it is measured once.
     """
 
     name: str
     shape: AttentionShape
     forms: tuple[Form, ...]
     knots: tuple[tuple[float, float], ...] = ()
+    interaction: float = 1.0
+
+    def marginal_losses(self) -> Array:
+        """What every form adds to the divergence when the other layers are compressed too."""
+        return self.losses_alone() * self.interaction
 
     def losses(self) -> Array:
-        """Loss of every form: the knots, interpolated in the logarithms of error and loss."""
+        """Every form's part of the divergence that all layers make together.
+
+        With interactions between pairs of layers, the sum over layers of what each adds counts every pair
+        twice, and the sum of what each makes alone never: the whole is half-way.
+        """
+        return self.losses_alone() * (1 + self.interaction) / 2
+
+    def losses_alone(self) -> Array:
+        """Loss of every form with no other layer changed: knots, interpolated in logarithms."""
         errors = np.array([form.error for form in self.forms])
         if not self.knots:
             return errors**2
@@ -135,40 +157,73 @@ def measured_curves(
     """
     curves = spectral_curves(layers, settings, statistics, progress=progress)
     divergence = Divergence(model, held_out)
-    measured = []
+    measured, context = [], {}
     points = [(curve, _measured_forms(curve)) for curve in curves]
-    with tqdm(
-        total=sum(len(f) for _, f in points), desc="Measuring", unit="form", disable=not progress
-    ) as bar:
+    total = sum(len(forms) + 1 for _, forms in points)
+    with tqdm(total=total, desc="Measuring", unit="form", disable=not progress) as bar:
         for curve, forms in points:
-            module, family = layers[curve.name]
-            scores = score_tensor(module, family, curve.name, settings[curve.name])
             knots = []
-            for form, plan in forms:
-                factors = decompose(
-                    scores,
-                    replace(plan, content_bias="folded"),
-                    query_moments=statistics[curve.name].query,
-                    key_moments=statistics[curve.name].key,
-                    damping=settings[curve.name].damping,
-                    precision=settings[curve.name].precision,
-                    max_sweeps=_TRIAL_SWEEPS,
-                )
+            for share, form in forms.items():
+                factors = _trial(layers[curve.name], form, curve.name, settings, statistics)
                 with replaced(layers, {curve.name: factors}):
                     knots.append((form.error, divergence.measure()))
+                if share <= _CONTEXT_SHARE or curve.name not in context:
+                    context[curve.name] = (factors, knots[-1][1])
                 bar.update()
             measured.append(replace(curve, knots=tuple(knots)))
-    return measured
+        interactions = _interactions(layers, divergence, context, bar)
+    return [replace(curve, interaction=interactions.get(curve.name, 1.0)) for curve in measured]
 
 
-def _measured_forms(curve: LayerCurve) -> list[tuple[Form, LayerPlan]]:
-    """The form of least error at each of a few sizes."""
-    chosen: dict[LayerPlan, Form] = {}
+def _trial(
+    layer: tuple[nn.Module, Family],
+    form: Form,
+    name: str,
+    settings: Mapping[str, CollabConfig],
+    statistics: Mapping[str, LayerStatistics],
+) -> SharedFactors:
+    """Decompose a layer nearly to the end, with a content bias that the dense host can hold."""
+    config = settings[name]
+    plan = form.plan
+    if plan is None:
+        raise ConfigError(f"a dense form has no factors ({name})")
+    return decompose(
+        score_tensor(*layer, name, config),
+        replace(plan, content_bias="folded"),
+        query_moments=statistics[name].query,
+        key_moments=statistics[name].key,
+        damping=config.damping,
+        precision=config.precision,
+        max_sweeps=_TRIAL_SWEEPS,
+    )
+
+
+def _interactions(
+    layers: Layers,
+    divergence: Divergence,
+    context: Mapping[str, tuple[SharedFactors, float]],
+    bar: tqdm[Any],
+) -> dict[str, float]:
+    """What each layer adds when all are in their form of the context, over what it makes alone."""
+    everything = {name: factors for name, (factors, _) in context.items()}
+    with replaced(layers, everything):
+        together = divergence.measure()
+    found = {}
+    for name, (_, alone) in context.items():
+        with replaced(layers, {other: f for other, f in everything.items() if other != name}):
+            added = together - divergence.measure()
+        low, high = _INTERACTION_RANGE
+        found[name] = min(high, max(low, added / alone)) if alone > 0 else 1.0
+        bar.update()
+    return found
+
+
+def _measured_forms(curve: LayerCurve) -> dict[float, Form]:
+    """The form of least error at each of a few shares of the parameters; equal ones once."""
+    forms = [form for form in curve.forms if form.plan is not None]
+    chosen: dict[float, Form] = {}
     for share in _MEASURED_SHARES:
-        fitting = [
-            f for f in curve.forms if f.plan and f.parameters <= share * curve.shape.dense_parameters
-        ] or [f for f in curve.forms if f.plan][:1]
-        for form in sorted(fitting, key=lambda f: f.error)[:1]:
-            if form.plan is not None:
-                chosen[form.plan] = form
-    return [(form, plan) for plan, form in chosen.items()]
+        fitting = [f for f in forms if f.parameters <= share * curve.shape.dense_parameters] or forms[:1]
+        if fitting and (best := min(fitting, key=lambda f: f.error)) not in chosen.values():
+            chosen[share] = best
+    return chosen
