@@ -23,6 +23,9 @@ FORMAT = 1
 # Set by the package to register model classes with the Auto classes when a config is first met.
 on_config: Callable[[type[PreTrainedConfig]], None] | None = None
 
+# Set by the package to publish a model with its own card; without it transformers publishes as ever.
+on_push: Callable[..., str] | None = None
+
 _CLASSES: dict[str, type[PreTrainedConfig]] = {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
+from transformers import PreTrainedModel
 
 from .card import CARD_FILE, CardFacts, card_metadata, make_card
 from .errors import CheckpointError, ConfigError, HubError
@@ -27,8 +29,6 @@ WEIGHT_FILES = (
     *("*.safetensors", "*.bin", "*.index.json", "*.h5", "*.msgpack", "*.ot", "*.gguf", "*.tflite", "*.ckpt"),
     *("*.onnx", "*.onnx_data", "*.mlmodel", "*.mlpackage/*", "onnx/*", "openvino/*", "coreml/*"),
 )
-# Files of an earlier push that would be read beside the new ones.
-_REPLACED = (*WEIGHT_FILES, "*.py")
 # A lost connection is tried again after so many seconds; files that arrived are not sent twice.
 _PAUSES = (1.0, 3.0)
 
@@ -43,6 +43,7 @@ def push(
     token: str | None = None,
     evaluation: Mapping[str, Any] | None = None,
     bench: Mapping[str, Any] | None = None,
+    keep_card: bool = False,
 ) -> str:
     """Publish a compressed checkpoint, in one commit.
 
@@ -58,6 +59,7 @@ def push(
         token: access token; None for HF_TOKEN, or the one that `hf auth login` stored.
         evaluation: what `collab-hf evaluate --json` printed, for the card.
         bench: what `collab-hf bench --json` printed, for the card.
+        keep_card: whether a card that the repository has stays as it is.
 
     Returns:
         URL of the commit.
@@ -73,10 +75,9 @@ def push(
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision not in (None, "main"):
             api.create_branch(repo_id, branch=str(revision), exist_ok=True)
-        additions = [CommitOperationAdd(name, file) for name, file in files.items()]
-        card = _card(directory, repo_id, evaluation, bench)
-        if card is not None:
-            additions = [a for a in additions if a.path_in_repo != CARD_FILE]
+        additions = [CommitOperationAdd(name, file) for name, file in files.items() if name != CARD_FILE]
+        if not (keep_card and api.file_exists(repo_id, CARD_FILE, revision=revision)):
+            card = _card(directory, repo_id, evaluation, bench)
             additions.append(CommitOperationAdd(CARD_FILE, card.encode()))
         # create_commit, as upload_folder makes several commits where hf_xet is installed
         for pause in (*_PAUSES, None):
@@ -85,7 +86,7 @@ def push(
                 stale = [
                     CommitOperationDelete(name)
                     for name in present
-                    if name not in files and any(fnmatch(name, pattern) for pattern in _REPLACED)
+                    if name not in files and any(fnmatch(name, pattern) for pattern in WEIGHT_FILES)
                 ]
                 commit = api.create_commit(
                     repo_id,
@@ -99,6 +100,51 @@ def push(
                     raise
                 time.sleep(pause)
     raise AssertionError  # the last pause is None
+
+
+def push_model(
+    model: PreTrainedModel,
+    repo_id: str,
+    *,
+    commit_message: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    max_shard_size: int | str = "50GB",
+    **ignored: Any,
+) -> str:
+    """What `model.push_to_hub` does: the weights, the code, and a card where the repository has none yet.
+
+    Args:
+        model: a compressed model.
+        repo_id: as for `push`.
+        commit_message: as for `push`.
+        private: as for `push`.
+        revision: as for `push`.
+        token: as for `push`; True for the environment's.
+        max_shard_size: size of one file of weights at most.
+        **ignored: what transformers takes besides.
+
+    Returns:
+        URL of the commit.
+
+    Raises:
+        ConfigError: a name that no repository can have.
+        HubError: no token, no right to write, or no connection.
+    """
+    key = token if isinstance(token, str) else None
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch) / repo_id.rpartition("/")[2]
+        model.save_pretrained(directory, max_shard_size=max_shard_size)
+        return push(
+            directory,
+            repo_id,
+            private=private,
+            revision=revision,
+            message=commit_message,
+            token=key,
+            keep_card=True,
+        )
 
 
 def fetch_files(
@@ -160,8 +206,8 @@ def _files(directory: Path) -> dict[str, Path]:
 
 def _card(
     directory: Path, repo_id: str, evaluation: Mapping[str, Any] | None, bench: Mapping[str, Any] | None
-) -> str | None:
-    """A card for the repository; None where the directory's own, edited perhaps, says enough."""
+) -> str:
+    """A card for the repository: the directory's own, edited perhaps, where it is one of ours."""
     file = directory / CARD_FILE
     ours = file.is_file() and "collab_hf" in (card_metadata(file.read_text("utf-8")).get("tags") or ())
     if ours and not evaluation and not bench:

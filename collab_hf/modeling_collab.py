@@ -91,6 +91,20 @@ class _CollabModel:
             )
         return (model, info) if output_loading_info else model
 
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Publish as transformers does, where collab_hf is installed with a card of what was done.
+
+        Args:
+            *args: as for PreTrainedModel.
+            **kwargs: as for PreTrainedModel.
+
+        Returns:
+            URL of the commit.
+        """
+        if configuration_collab.on_push is None or kwargs.get("create_pr"):
+            return super().push_to_hub(*args, **kwargs)  # type: ignore[misc]
+        return configuration_collab.on_push(self, *args, **kwargs)
+
 
 def model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """The collaborative version of a model class.

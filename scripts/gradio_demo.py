@@ -173,7 +173,8 @@ def plot_similarities(before: Tensor, after: Tensor) -> Figure:
         axes.set(title=title, xlabel="sentence", ylabel="sentence")
         for row, values in enumerate(cosines.tolist()):
             for column, value in enumerate(values):
-                axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white")
+                color = "black" if value > 0.6 else "white"
+                axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
     return figure
 
 

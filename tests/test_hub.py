@@ -150,6 +150,11 @@ def test_the_models_own_push_to_hub(hub: HubServer, tiny_vit: Callable[..., Any]
     files = hub.files("me/small-vit")
     assert {"config.json", "model.safetensors", "modeling_collab.py", "README.md"} <= set(files)
     assert len(hub.repositories["me/small-vit"].commits) == 1
+    assert "| cp | 16 | 16 | 4 | folded |" in files["README.md"].decode()
+    files["README.md"] = b"My own words."
+    model.push_to_hub("me/small-vit", commit_message="Again", token=True, max_shard_size="10KB")
+    assert hub.files("me/small-vit")["README.md"] == b"My own words."
+    assert "model.safetensors" not in hub.files("me/small-vit")
     inputs = image_inputs()
     loaded = AutoModelForImageClassification.from_pretrained("me/small-vit")
     assert torch.equal(outputs(loaded, inputs), outputs(model, inputs))
