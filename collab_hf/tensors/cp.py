@@ -16,9 +16,12 @@ from .score_tensor import ScoreTensor
 from .solution import Solution, converged, relative
 from .svd import truncated_components
 
-# Extrapolation of the sweeps. On layers of minilm these reach in 40 sweeps what plain ALS reaches in 100.
-_FIRST_MOMENTUM, _MOST_MOMENTUM = 0.5, 0.999
-_MOMENTUM_RISE, _MOMENTUM_FALL = 1.05, 0.7
+# Extrapolation beyond the last sweep: from 0.9 up, as 1 - 6 / sweeps. On layers of minilm 40 sweeps reach
+# what 150 of plain ALS reach, and one in a hundred is undone.
+_LEAST_MOMENTUM, _MOMENTUM_SPAN = 0.9, 6
+
+# Sweeps that the stopping rule looks back on: the first one after an undone extrapolation gains little.
+_WINDOW = 4
 
 
 class CPFactors(NamedTuple):
@@ -150,19 +153,18 @@ def iterate(
     Source:
         Mitchell, Ye & De Sterck 2020, arXiv:1810.05846, for momentum with restart on ALS.
     """
-    previous, momentum, start = factors, _FIRST_MOMENTUM, factors
-    for _ in range(max_sweeps):
+    previous = start = factors
+    for count in range(1, max_sweeps + 1):
         new, squared_error = sweep(scores, start, support)
         error = relative(squared_error, scores.squared_norm)
         if error > errors[-1] and start is not factors:
-            momentum, start = momentum * _MOMENTUM_FALL, factors
+            start = factors
             continue
         previous, factors = factors, new
         errors.append(min(error, errors[-1]))  # at the fixed point, rounding can raise the last digit
-        if converged(errors, tol):
+        if converged(errors, tol, _WINDOW):
             break
-        momentum = min(momentum * _MOMENTUM_RISE, _MOST_MOMENTUM)
-        start = factors.beyond(previous, momentum)
+        start = factors.beyond(previous, max(_LEAST_MOMENTUM, 1 - _MOMENTUM_SPAN / count))
     return factors
 
 

@@ -35,8 +35,17 @@ def relative(squared_error: Tensor, squared_norm: Tensor) -> float:
     return float(ratio.clamp_min(0).sqrt())
 
 
-def converged(errors: list[float], tol: float) -> bool:
-    """Whether the last sweep lowered the relative error by less than tol of itself, or nothing is left."""
+def converged(errors: list[float], tol: float, sweeps: int = 1) -> bool:
+    """Whether the last sweeps each lowered the relative error by less than tol of itself on average.
+
+    Args:
+        errors: relative errors so far, at least one.
+        tol: share of the error, >= 0.
+        sweeps: how many sweeps to look back on.
+
+    Returns:
+        True there, and where nothing is left to lower.
+    """
     if errors[-1] < 1e-7:  # the root of float64's eps: below it errors are rounding
         return True
-    return len(errors) > 1 and errors[-2] - errors[-1] <= tol * errors[-1]
+    return len(errors) > sweeps and errors[-1 - sweeps] - errors[-1] <= sweeps * tol * errors[-1]
