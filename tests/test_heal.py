@@ -1,6 +1,9 @@
 """`collab-hf heal` and `compress --heal-steps` write a recovered checkpoint, or nothing."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +114,24 @@ def test_states_are_gone_on_from(collab_hf, model, compressed, text, tmp_path) -
     (states / "step-00000005").mkdir()
     assert "can't be read" in collab_hf(*command).complaint
     assert collab_hf(*command, "--no-resume").code == 0
+
+
+@pytest.mark.slow
+def test_launched_processes_answer_once(model, compressed, text, tmp_path) -> None:
+    out = tmp_path / "healed"
+    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = ["heal", compressed, "--teacher", model, "--data", text, "-o", out, *STEPS, "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, "-m", "collab_hf", *map(str, command)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["loss_after"] < json.loads(done.stdout)["loss_before"]
+    assert (out / RECOVERY_FILE).is_file()
 
 
 @pytest.mark.parametrize(

@@ -283,6 +283,7 @@ def test_batches_are_drawn_evenly_and_held_out_ones_never() -> None:
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
         ({"held_out": 1.0}, r"held_out must be in \(0, 1\)"),
         ({"trainable": "some"}, "trainable must be one of factors, attention, all, got 'some'"),
+        ({"plot": "curve.png"}, "give plot and log"),
         ({"mixed_precision": "fp8"}, "mixed_precision must be one of auto, no, bf16"),
     ],
 )
@@ -319,8 +320,33 @@ def test_a_loss_that_is_not_finite_is_an_error_and_changes_nothing(tiny_bert) ->
     broken = copy.deepcopy(teacher)
     with torch.no_grad():
         broken.encoder.layer[0].output.dense.weight.fill_(float("nan"))
+    before = copy.deepcopy(student.state_dict())
     with pytest.raises(RecoveryError, match="loss is nan"):
         recover_(student, broken, text_batches(), FAST)
+    assert all(torch.equal(before[name], tensor) for name, tensor in student.state_dict().items())
+
+
+def test_an_interrupted_run_leaves_the_best_weights(tiny_bert, monkeypatch) -> None:
+    student, teacher = pair(tiny_bert())
+    before = _held_out_loss(student, teacher, text_batches())
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("collab_hf.recovery.loop.save_state", interrupt)
+    config = dataclasses.replace(FAST, checkpoint_dir="unused", checkpoint_every=20)
+    with pytest.raises(KeyboardInterrupt):
+        recover_(student, teacher, text_batches(), config)
+    assert _held_out_loss(student, teacher, text_batches()) < before
+
+
+def test_a_curve_needs_matplotlib_before_the_run_starts(tiny_bert, tmp_path, monkeypatch) -> None:
+    student, teacher = pair(tiny_bert())
+    monkeypatch.setattr("collab_hf.recovery.log.find_spec", lambda _: None)
+    config = dataclasses.replace(FAST, log=tmp_path / "log.jsonl", plot=tmp_path / "curve.png")
+    with pytest.raises(ConfigError, match="needs matplotlib"):
+        recover_(student, teacher, text_batches(), config)
+    assert not (tmp_path / "log.jsonl").exists()
 
 
 # --- going on, and several processes

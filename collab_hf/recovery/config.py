@@ -84,8 +84,8 @@ class RecoveryConfig:
     trainable: Trainable = "factors"
     weights: LossWeights = field(default_factory=LossWeights)
     pooling: Pooling = "auto"
-    held_out: float = 0.05
-    evaluations: int = 10
+    held_out: float = 0.03
+    evaluations: int = 6
     patience: int | None = None
     gradient_accumulation: int = 1
     mixed_precision: Precision = "auto"
@@ -101,6 +101,8 @@ class RecoveryConfig:
         """Refuse values out of their range."""
         if self.steps is not None and self.minutes is not None:
             raise ConfigError("give recovery steps or minutes, not both")
+        if self.plot is not None and self.log is None:
+            raise ConfigError("the curve is drawn from the log: give plot and log, or no plot")
         self._check_ranges()
         for name, allowed in (
             ("trainable", get_args(Trainable)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,16 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def check_drawing() -> None:
+    """Refuse to start a run whose curve can't be drawn.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise ConfigError("drawing the curve needs matplotlib: pip install 'collab-hf[plots]'")
+
+
 def draw_curve(lines: list[dict[str, Any]], path: Path) -> None:
     """Draw training loss, held-out loss and agreement over the updates.
 
@@ -114,13 +125,10 @@ def draw_curve(lines: list[dict[str, Any]], path: Path) -> None:
         path: the PNG to write.
 
     Raises:
-        ConfigError: matplotlib is not installed.
         RecoveryError: the file can't be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("drawing the curve needs matplotlib: pip install 'collab-hf[plots]'") from error
+    from matplotlib.figure import Figure
+
     updates = [line for line in lines if "loss" in line]
     looks = [line for line in lines if "held_out_loss" in line]
     figure = Figure(figsize=(7, 4), layout="constrained")

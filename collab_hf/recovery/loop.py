@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,14 +16,14 @@ from transformers import PreTrainedModel
 from collab_hf.errors import RecoveryError
 
 from .config import RecoveryConfig, RecoveryReport
-from .log import RunLog, draw_curve, read_log
+from .log import RunLog, check_drawing, draw_curve, read_log
 from .losses import Loss, loss_of
 from .optimizer import Adam, one_cycle
 from .outputs import Wanted
 from .pool import BatchPool, TargetSource
 from .processes import Processes, launched_precision
 from .state import load_state, save_state
-from .trainable import only_training, trainable_parameters
+from .trainable import attention_backend, only_training, trainable_parameters
 
 
 def recover_(
@@ -63,6 +62,8 @@ def recover_(
         ConfigError: a mixed precision that recovery does not run in, or a plot without matplotlib.
     """
     config = config or RecoveryConfig()
+    if config.plot is not None:
+        check_drawing()
     parameters = trainable_parameters(student, config.trainable)
     _check_teacher(student, teacher)
     pool = BatchPool(batches, config.held_out, config.seed)
@@ -72,7 +73,10 @@ def recover_(
     teacher_device = teacher.device
     teacher.to(processes.device)  # type: ignore[arg-type]
     try:
-        with only_training([student, teacher], parameters), _backends([student, teacher], config):
+        with (
+            only_training([student, teacher], parameters),
+            attention_backend([student, teacher], eager=config.weights.attention > 0),
+        ):
             return _Run(student, teacher, parameters, pool, processes, config).run(progress)
     finally:
         teacher.to(teacher_device)  # type: ignore[arg-type]
@@ -115,24 +119,28 @@ class _Run:
             unit="s" if total is None else "step",
             done=self._step,
         )
-        stopped: Literal["finished", "early"] = "finished"
         with log.open():
             self._started = time.perf_counter() - self._seconds
             if not resumed:
                 self._look(log)
-            while self._progress() < 1:
-                self._update(log)
-                if self._progress() * config.evaluations >= self._looks:
-                    self._look(log)
-                    if self._out_of_patience():
-                        stopped = "early"
-                        break
-                if self._step % config.checkpoint_every == 0:
-                    self._save()
-            self._optimizer.set_values(self._best)
+            try:
+                stopped = self._train(log)
+            finally:  # after an error or an interruption too
+                self._optimizer.set_values(self._best)
         if config.plot is not None and config.log is not None and main:
             draw_curve(read_log(Path(config.log)), Path(config.plot))
         return self._report(stopped)
+
+    def _train(self, log: RunLog) -> Literal["finished", "early"]:
+        while self._progress() < 1:
+            self._update(log)
+            if self._progress() * self._config.evaluations >= self._looks:
+                self._look(log)
+                if self._out_of_patience():
+                    return "early"
+            if self._step % self._config.checkpoint_every == 0:
+                self._save()
+        return "finished"
 
     def _progress(self) -> float:
         """Share of the run that is done."""
@@ -266,22 +274,6 @@ def _check_teacher(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         ours, theirs = (getattr(m.config.get_text_config(), name, None) for m in (student, teacher))
         if ours != theirs:
             raise RecoveryError(f"the teacher does not fit: its {name} is {theirs}, the student's {ours}")
-
-
-@contextmanager
-def _backends(models: list[PreTrainedModel], config: RecoveryConfig) -> Iterator[None]:
-    """Eager attention, which alone hands out its weights, where the loss needs them."""
-    if not config.weights.attention:
-        yield
-        return
-    before = [model.config._attn_implementation for model in models]
-    try:
-        for model in models:
-            model.set_attn_implementation("eager")
-        yield
-    finally:
-        for model, backend in zip(models, before, strict=True):
-            model.set_attn_implementation(backend)
 
 
 def _fingerprint(

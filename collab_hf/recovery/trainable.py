@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from collab_hf.attention import CollabAttention
 from collab_hf.errors import FamilyError
@@ -73,3 +74,27 @@ def only_training(models: list[nn.Module], parameters: Mapping[str, nn.Parameter
         for parameter, (required, gradient) in gradients.items():
             parameter.requires_grad_(required)
             parameter.grad = gradient
+
+
+@contextmanager
+def attention_backend(models: list[PreTrainedModel], *, eager: bool) -> Iterator[None]:
+    """Switch to eager attention, which alone hands out its weights, and back.
+
+    Args:
+        models: student and teacher.
+        eager: whether to.
+
+    Yields:
+        Nothing.
+    """
+    if not eager:
+        yield
+        return
+    before = [model.config._attn_implementation for model in models]
+    try:
+        for model in models:
+            model.set_attn_implementation("eager")
+        yield
+    finally:
+        for model, backend in zip(models, before, strict=True):
+            model.set_attn_implementation(backend)
