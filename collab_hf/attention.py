@@ -74,7 +74,8 @@ class CollabAttention(nn.Module):
             # Prefill of a static cache: the host reads the first keys alone, one per query.
             cached_key, cached_value = cached_key[:, :, :length], cached_value[:, :, :length]
         key, bias = cached_key.squeeze(1), None
-        value = cached_value.squeeze(1).unflatten(-1, (heads, -1)).transpose(1, 2)
+        # (B, 1, S, H*V) -> (B, H, S, V)
+        value = cached_value.view(*cached_value.shape[::2], heads, -1).transpose(1, 2)
         if plan.content_bias == "exact":
             # (B, S, H) -> (B, H, 1, S)
             key, bias = key[..., : plan.key_rank], key[..., plan.key_rank :].transpose(1, 2).unsqueeze(2)
@@ -94,7 +95,7 @@ class CollabAttention(nn.Module):
             query, key, mask = self._per_head(query, key, bias, mask, width, causal)
             sizes = {"dropout": self._dropout(), "scaling": self._scaling()}
             key = key.expand(-1, heads, -1, -1)
-            output, weights = self._interface()(self, query, key, value, mask, **sizes, **kwargs)
+            output, weights = self._interface(backend)(self, query, key, value, mask, **sizes, **kwargs)
         return self._finish(output.reshape(*source.shape[:-1], -1), source), weights
 
     def _wide(
@@ -154,9 +155,9 @@ class CollabAttention(nn.Module):
         given = kwargs.get("is_causal")
         return bool(getattr(self, "is_causal", False) if given is None else given)
 
-    def _interface(self) -> Any:
+    def _interface(self, backend: str) -> Any:
         eager = sys.modules[_host_class(type(self)).__module__].eager_attention_forward
-        return ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager)
+        return ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager)
 
     def _finish(self, output: Tensor, source: Tensor) -> Tensor:
         family = self.collab_family

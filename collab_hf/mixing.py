@@ -98,7 +98,7 @@ class Mixing(nn.Module):
 
     def _split_heads(self, flat: Tensor, width: int) -> Tensor:
         # (B, T, H*W) -> (B, H, T, width). Zeros are cheaper to copy in than to compute as part of a product.
-        return _pad(flat.unflatten(-1, (self.num_heads, -1)), width).transpose(1, 2)
+        return _pad(flat.view(*flat.shape[:-1], self.num_heads, -1), width).transpose(1, 2)
 
     def _shared_key(self, shared: Tensor, width: int) -> Tensor:
         return _pad(shared, width).unsqueeze(1)
@@ -232,12 +232,13 @@ class CoreMixing(Mixing):
         return torch.einsum("hs,swr->hwr", self.head, self.query_core)
 
     def queries(self, shared: Tensor, width: int) -> Tensor:  # noqa: D102
-        bias = None if self.bias is None else self.bias.flatten()
-        return self._split_heads(F.linear(shared, self._full_query_core().flatten(0, 1), bias), width)
+        bias = None if self.bias is None else self.bias.view(-1)
+        core = self._full_query_core().reshape(-1, self.query_rank)
+        return self._split_heads(F.linear(shared, core, bias), width)
 
     def keys(self, shared: Tensor, width: int) -> Tensor:  # noqa: D102
         if self.key_core is not None:
-            core, spare = self.key_core.flatten(0, 1), width - self.score_width
+            core, spare = self.key_core.view(-1, self.key_rank), width - self.score_width
             if _may_overlap(shared) and spare:
                 return (
                     F.linear(shared, _pad_rows(core, spare))
