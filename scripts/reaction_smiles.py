@@ -79,7 +79,8 @@ def _amide(chance: random.Random) -> str:
 def _suzuki(chance: random.Random) -> str:
     left, right = chance.choice(ARYLS), chance.choice(ARYLS)
     halogen = chance.choice(["Br", "I"])
-    product = f"{left[:-1]}1-{right.replace('1', '3')}" if left.endswith("1") else f"{left}-{right}"
+    # The new bond is at the first atom of both, where halogen and boron were.
+    product = f"{left[:2]}(-{right.replace('1', '3')}){left[2:]}"
     base = "O=C([O-])[O-].[K+].[K+]"
     return f"{halogen}{left}.OB(O){right}.{chance.choice(SOLVENTS)}.{base}>>{product}"
 
