@@ -362,3 +362,23 @@ def test_softmax_never_sees_the_key_bias(tiny_bert: Any) -> None:
         compress_(model, CollabConfig(method="cp", rank=6))
     ids = {"input_ids": torch.arange(8)[None]}
     assert difference(outputs(models[0], ids), outputs(models[1], ids)) == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"key_groups": 3, "budget": 0.6},
+        {"head_rank": 2, "budget": 0.5},
+        {"query_rank": 12, "key_rank": 9, "key_groups": 2},  # wider than a head: folded into the query length
+        {"query_rank": 12, "key_rank": 12, "head_rank": 2},
+    ],
+)
+def test_groups_and_head_ranks_with_a_budget_or_keys_wider_than_a_head(tiny_bert: Any, settings: Any) -> None:
+    model = tiny_bert(BertModel)
+    report = compress_(model, CollabConfig(method="tucker", **settings))
+    plan = report.layers[0].plan
+    assert plan is not None
+    assert plan.key_groups == settings.get("key_groups", 1)
+    assert plan.score_width == plan.key_rank // plan.key_groups
+    assert report.qk_parameters_after <= settings.get("budget", 1) * report.qk_parameters_before
+    assert torch.isfinite(outputs(model, {"input_ids": torch.arange(8)[None]})[-1]).all()

@@ -95,11 +95,12 @@ def _given(config: CollabConfig, shape: AttentionShape, name: str) -> LayerPlan:
     if query_rank is None or key_rank is None:
         raise RankError("give rank, or query_rank and key_rank")
     method: Method = "tucker" if config.method == "auto" else config.method
+    # A head's own core slice is never of higher rank than its score matrix, so this narrowing loses nothing.
+    narrowed = key_rank if config.key_groups > 1 or config.head_rank else min(key_rank, shape.head_dim)
     width = {
         "cp": config.dims_per_head or key_rank,
         "svd": min(key_rank, shape.head_dim),
-        # A core slice is never of higher rank than the head's own score matrix, so this loses nothing.
-        "tucker": config.score_width or min(key_rank, shape.head_dim),
+        "tucker": config.score_width or narrowed,
     }[method]
     return _plan(method, query_rank, key_rank * config.key_groups, width, config, shape, name)
 
@@ -125,7 +126,9 @@ def _forms(method: Method, config: CollabConfig, shape: AttentionShape, name: st
     widths = sorted({max(1, head_dim * quarters // 4) for quarters in (1, 2, 3, 4)})
     if config.score_width is not None:
         widths = [config.score_width]
-    shared_key = [plans(_ranks(1, most), width, width) for width in widths]
+    shared_key = [plans(_ranks(1, most), width * config.key_groups, width) for width in widths]
+    if config.key_groups > 1 or config.head_rank:
+        return shared_key
     narrowed = [plans(_ranks(width + 1, most), None, width) for width in widths]
     return [*shared_key, *narrowed]
 
