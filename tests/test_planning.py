@@ -189,6 +189,14 @@ class TestTargets:
         assert report.layers[0].method == "svd"
         assert report.layers[0].rank == 6
 
+    def test_given_layers_count_towards_the_budget(self, tiny_bert, batches):
+        dense = {"*.0.*": "dense"}
+        report = compress_(tiny_bert(), CollabConfig(budget=0.7, layers=dense), batches)
+        assert report.layers[0].method == "dense"
+        assert report.qk_parameters_after <= 0.7 * report.qk_parameters_before
+        with pytest.raises(ConfigError, match=r"at least 0\.5"):
+            compress_(tiny_bert(), CollabConfig(budget=0.3, layers=dense), batches)
+
     def test_statistics_or_nothing_plan_by_error(self, tiny_bert, batches):
         model = tiny_bert()
         statistics = collect_statistics(model, {n: m for n, (m, _) in layers_of(model).items()}, batches)

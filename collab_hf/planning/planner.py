@@ -15,7 +15,9 @@ from . import cache
 from .costs import flops_target
 from .curves import LayerCurve, Layers, measured_curves, spectral_curves
 from .divergence import Batch, split_batches
+from .spectra import Form
 from .targets import choose_forms
+from .uniform import candidate_plans
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ def plan_model(
         model: a dense transformers model; left as it was found.
         layers: dense attention module and family by name, all of the model's.
         config: settings; its budget, target_params, target_flops or max_loss, or else the knee of the curve.
+            Layers with a form of their own count towards the first three.
         calibration: batches of model inputs, statistics, or None.
         progress: whether to draw progress bars on stderr.
 
@@ -154,7 +157,7 @@ def plan_model(
         curves = spectral_curves(layers, settings, statistics, progress=progress)
     else:
         curves, statistics, held = _measure(model, layers, settings, list(calibration), progress)
-    chosen = choose_forms(curves, config)
+    chosen = choose_forms([*curves, *_given_forms(layers, settings, config)], config)[: len(curves)]
     planned = tuple(
         PlannedLayer(
             curve.name,
@@ -168,6 +171,23 @@ def plan_model(
     )
     resolved = replace(_resolved(config, planned), hold_out=config.hold_out or bool(held))
     return ModelPlan(planned, resolved, statistics, held, bool(curves[0].knots))
+
+
+def _given_forms(
+    layers: Layers, settings: Mapping[str, CollabConfig], config: CollabConfig
+) -> list[LayerCurve]:
+    """Layers that the user has settled, with no choice left: they count towards the targets."""
+    found = []
+    for name, (module, family) in layers.items():
+        if name in settings:
+            continue
+        shape, given = family.shape(module), config.for_layer(name)
+        form = Form(None, 0.0, shape.dense_parameters)
+        if given is not None:
+            plan = max(candidate_plans(given, shape, name), key=lambda p: p.num_parameters(shape))
+            form = Form(plan, 0.0, plan.num_parameters(shape))
+        found.append(LayerCurve(name, shape, (form,)))
+    return found
 
 
 def _measure(
