@@ -74,6 +74,8 @@ def plans(shape: Shape, budget: float) -> dict[str, LayerPlan]:
 
     def largest(form: Callable[[int], LayerPlan]) -> LayerPlan:
         size = 1
+        while form(size).score_width > form(size).key_rank:  # no shared key is narrower than the score
+            size += 1
         while form(size + 1).num_parameters(shape.attention) <= allowed:
             size += 1
         return form(size).check(shape.attention, shape.name)

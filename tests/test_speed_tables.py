@@ -1,12 +1,16 @@
 """The tables of docs/speed.md."""
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from random_models import PLANS
 
+import bench_speed
 import speed_tables
-from speed_cases import BERT_BASE, BUDGETS, OTHER_SHAPES, default_plan, plans
+from speed_cases import BERT_BASE, BUDGETS, OTHER_SHAPES, Shape, default_plan, plans
 
 
 def row(group: str, method: str, ratio: float, **case: Any) -> dict[str, Any]:
@@ -66,3 +70,24 @@ def test_plans_keep_to_their_budgets() -> None:
                 assert share - 0.1 < plan.num_parameters(shape.attention) / dense <= share, (shape, name)
     assert default_plan(BERT_BASE).score_width == 32
     assert PLANS["tucker"].content_bias == default_plan(BERT_BASE).content_bias == "folded"
+
+
+def test_every_group_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = Shape("tiny", 256, 4, (4,))
+    for name, value in {
+        "BERT_BASE": tiny,
+        "OTHER_SHAPES": (tiny,),
+        "LENGTHS": (4, 6),
+        "BATCHES": (1, 2),
+        "BUDGETS": {"half": 0.5},
+    }.items():
+        monkeypatch.setattr(bench_speed, name, value)
+    monkeypatch.setattr(
+        sys, "argv", ["bench_speed.py", "--full", "--seconds", "0.001", "--out", str(tmp_path)]
+    )
+    bench_speed.main()
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert {row["group"] for row in found["rows"]} == set(bench_speed.GROUPS)
+    page = (tmp_path / "speed.md").read_text()
+    assert all(title in page for title in speed_tables.TITLES.values())
+    assert set(found["memory_ratio"]) == {"fp32", "bf16"}
