@@ -15,14 +15,18 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import (
+    AlbertConfig,
+    AlbertModel,
     BertForMaskedLM,
     BertForSequenceClassification,
     PreTrainedModel,
     ViTForImageClassification,
 )
 
-from collab_hf import CollabConfig, compress_
+from collab_hf import CollabConfig, compress_, load_model
+from collab_hf.checkpoint import load_processor
 from collab_hf.errors import ConfigError, FamilyError, RecoveryError
+from collab_hf.examples import load_batches
 from collab_hf.recovery import LossWeights, RecoveryConfig, recover_
 from collab_hf.recovery.losses import loss_of, targets_of
 from collab_hf.recovery.outputs import Wanted
@@ -59,7 +63,7 @@ def pair(teacher: PreTrainedModel, **settings: Any) -> tuple[PreTrainedModel, Pr
 def test_a_text_model_gets_closer(tiny_bert, settings) -> None:
     student, teacher = pair(tiny_bert(), **settings)
     report = recover_(student, teacher, text_batches(), FAST)
-    # Measured: 0.3 to 0.7 of the loss is left after 30 steps; without training it stays whole.
+    # Measured: 0.45 to 0.66 of the loss is left after 30 updates.
     assert report.loss_after < 0.85 * report.loss_before
     assert report.agreement_after > report.agreement_before
     assert (report.steps, report.stopped) == (STEPS, "finished")
@@ -78,6 +82,29 @@ def test_an_image_model_gets_closer(tiny_vit, head) -> None:
     student, teacher = pair(tiny_vit(head) if head else tiny_vit())
     report = recover_(student, teacher, image_batches(), FAST)
     assert report.loss_after < 0.9 * report.loss_before
+
+
+def test_a_layer_that_runs_several_times_learns_from_all_of_them() -> None:
+    """ALBERT: one module, two passes; its hidden states are compared after each."""
+    sizes = {"hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 2, "intermediate_size": 48}
+    torch.manual_seed(0)
+    config = AlbertConfig(
+        **sizes, embedding_size=24, initializer_range=0.2, vocab_size=50, max_position_embeddings=40
+    )
+    student, teacher = pair(AlbertModel(config).eval())
+    report = recover_(student, teacher, text_batches(), FAST)
+    assert report.loss_after < 0.9 * report.loss_before
+
+
+@pytest.mark.slow
+def test_a_real_sentence_encoder_gets_closer(checkpoint) -> None:
+    directory = checkpoint("minilm")
+    teacher, student = load_model(directory), load_model(directory)
+    batches = list(load_batches("default", load_processor(directory), batch_size=16, max_examples=256))
+    compress_(student, CollabConfig(method="tucker", query_rank=32, key_rank=32), batches)
+    report = recover_(student, teacher, batches, RecoveryConfig(steps=20, held_out=0.2, evaluations=1))
+    # Measured: 0.84 of the loss is left after 20 updates of 16 texts.
+    assert report.loss_after < 0.95 * report.loss_before
 
 
 def test_attention_weights_can_be_compared(tiny_bert) -> None:
