@@ -115,6 +115,7 @@ def make_card(
     repo_id: str | None = None,
     evaluation: Mapping[str, Any] | None = None,
     bench: Mapping[str, Any] | None = None,
+    export: Mapping[str, Any] | None = None,
 ) -> ModelCard:
     """Write the card of a compressed checkpoint, without saving it.
 
@@ -123,6 +124,7 @@ def make_card(
         repo_id: what the loading examples name; by default the directory's name.
         evaluation: what `collab-hf evaluate --json` printed.
         bench: what `collab-hf bench --json` printed.
+        export: what `collab-hf export --json` printed: another format, its size and its difference.
 
     Returns:
         The card. Where a file or directory of this machine stood, its last part stands.
@@ -132,7 +134,13 @@ def make_card(
     """
     facts = CardFacts.read(directory)
     name = repo_id or directory.resolve().name
-    body = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(_fields(facts, name, evaluation, bench))
+    sections = {
+        "evaluation": section("What was measured", evaluation),
+        "speed": section("Speed", bench),
+        "export": section("In another format", export),
+    }
+    template = Template(TEMPLATE.read_text(encoding="utf-8"))
+    body = template.substitute(_fields(facts, name), **sections)
     body = re.sub(r"\n{3,}", "\n\n", body)
     return ModelCard(f"---\n{_metadata(facts).to_yaml()}\n---\n\n{hide_paths(body)}")
 
@@ -180,9 +188,7 @@ def base_model(facts: CardFacts) -> str | None:
     return name if isinstance(name, str) and _HUB_ID.fullmatch(name) else None
 
 
-def _fields(
-    facts: CardFacts, name: str, evaluation: Mapping[str, Any] | None, bench: Mapping[str, Any] | None
-) -> dict[str, str]:
+def _fields(facts: CardFacts, name: str) -> dict[str, str]:
     from . import __version__
 
     base, report = base_model(facts), facts.report
@@ -201,8 +207,6 @@ def _fields(
         "summary": f"{linked} with a smaller attention: the query and key projections of {host} were "
         "decomposed together, over all heads. It loads and runs like the original.",
         "totals": totals_table(facts.report, facts.weight_bytes),
-        "evaluation": section("What was measured", evaluation),
-        "speed": section("Speed", bench),
         "sentence_transformers": _sentence_transformers(name) if facts.sentence_transformers else "",
         "command": _command(facts),
         "recipe": _recipe(facts),

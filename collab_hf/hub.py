@@ -43,6 +43,7 @@ def push(
     token: str | None = None,
     evaluation: Mapping[str, Any] | None = None,
     bench: Mapping[str, Any] | None = None,
+    export: Mapping[str, Any] | None = None,
     keep_card: bool = False,
 ) -> str:
     """Publish a compressed checkpoint, in one commit.
@@ -59,6 +60,7 @@ def push(
         token: access token; None for HF_TOKEN, or the one that `hf auth login` stored.
         evaluation: what `collab-hf evaluate --json` printed, for the card.
         bench: what `collab-hf bench --json` printed, for the card.
+        export: what `collab-hf export --json` printed, for the card.
         keep_card: whether a card that the repository has stays as it is.
 
     Returns:
@@ -77,7 +79,7 @@ def push(
             api.create_branch(repo_id, branch=str(revision), exist_ok=True)
         additions = [CommitOperationAdd(name, file) for name, file in files.items() if name != CARD_FILE]
         if not (keep_card and api.file_exists(repo_id, CARD_FILE, revision=revision)):
-            card = _card(directory, repo_id, evaluation, bench)
+            card = _card(directory, repo_id, {"evaluation": evaluation, "bench": bench, "export": export})
             additions.append(CommitOperationAdd(CARD_FILE, card.encode()))
         # create_commit, as upload_folder makes several commits where hf_xet is installed
         for pause in (*_PAUSES, None):
@@ -204,16 +206,14 @@ def _files(directory: Path) -> dict[str, Path]:
     return files
 
 
-def _card(
-    directory: Path, repo_id: str, evaluation: Mapping[str, Any] | None, bench: Mapping[str, Any] | None
-) -> str:
+def _card(directory: Path, repo_id: str, measured: Mapping[str, Mapping[str, Any] | None]) -> str:
     """A card for the repository: the directory's own, edited perhaps, where it is one of ours."""
     file = directory / CARD_FILE
     ours = file.is_file() and "collab_hf" in (card_metadata(file.read_text("utf-8")).get("tags") or ())
-    if ours and not evaluation and not bench:
+    if ours and not any(measured.values()):
         # Written when the repository had no name yet.
         return file.read_text("utf-8").replace(f'"{directory.resolve().name}"', f'"{repo_id}"')
-    return str(make_card(directory, repo_id=repo_id, evaluation=evaluation, bench=bench))
+    return str(make_card(directory, repo_id=repo_id, **measured))
 
 
 def _passes(error: Exception) -> bool:

@@ -96,6 +96,11 @@ def test_no_local_path_gets_in(made: Path, tmp_path: Path) -> None:
     assert "base_model" not in card_metadata(text)
     assert "| spearman | 0.8123 |" in text
     assert "| b.json | 1.5000 |" in text
+    exported = str(
+        make_card(made, export={"file": str(made / "q.onnx"), "file_size": 22524588, "int8": True})
+    )
+    assert "| file | q.onnx |" in exported
+    assert "| file_size | 22524588 |" in exported
     assert "collab-hf compress original -o DIR" in text
 
 

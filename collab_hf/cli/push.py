@@ -31,6 +31,9 @@ def push(
     bench: Annotated[
         Path | None, typer.Option(metavar="FILE", help="What `bench --json` printed, for the card.")
     ] = None,
+    export: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What `export --json` printed, for the card.")
+    ] = None,
     token: options.Token = None,
     as_json: options.AsJson = False,
 ) -> Answer:
@@ -41,7 +44,7 @@ def push(
     """
     from collab_hf.hub import push as publish
 
-    measured = {"evaluation": _json(evaluation), "bench": _json(bench)}
+    measured = {"evaluation": _json(evaluation), "bench": _json(bench), "export": _json(export)}
     start_reporting()
     url = publish(
         directory, repository, private=private, revision=revision, message=message, token=token, **measured
