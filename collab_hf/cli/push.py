@@ -44,10 +44,18 @@ def push(
     """
     from collab_hf.hub import push as publish
 
-    measured = {"evaluation": _json(evaluation), "bench": _json(bench), "export": _json(export)}
+    measured = [_json(file) for file in (evaluation, bench, export)]
     start_reporting()
     url = publish(
-        directory, repository, private=private, revision=revision, message=message, token=token, **measured
+        directory,
+        repository,
+        private=private,
+        revision=revision,
+        message=message,
+        token=token,
+        evaluation=measured[0],
+        bench=measured[1],
+        export=measured[2],
     )
     return Answer(
         {"repository": repository, "revision": revision or "main", "commit": url}, f"published {url}"
