@@ -58,8 +58,7 @@ class Mixing(nn.Module):
             width: last dimension of the result, >= score_width; the rest is zero.
 
         Returns:
-            (B, G, T, width) with G = 1 or num_heads. Beyond score_width there are zeros, or without gradients
-            any finite numbers: the queries' zeros meet them.
+            (B, G, T, width) with G = 1 or num_heads.
         """
         raise NotImplementedError
 
@@ -167,15 +166,7 @@ class SelectionMixing(Mixing):
         return self._split_heads(picked, width)
 
     def keys(self, shared: Tensor, width: int) -> Tensor:  # noqa: D102
-        index = self.index.flatten()
-        spare = width - self.score_width
-        if _may_overlap(shared) and spare:
-            return (
-                self._pick(shared, F.pad(index, (0, spare)))
-                .unfold(-1, width, self.score_width)
-                .transpose(1, 2)
-            )
-        return self._split_heads(self._pick(shared, index), width)
+        return self._split_heads(self._pick(shared, self.index.flatten()), width)
 
     @property
     def derives_keys(self) -> bool:  # noqa: D102
@@ -238,14 +229,7 @@ class CoreMixing(Mixing):
 
     def keys(self, shared: Tensor, width: int) -> Tensor:  # noqa: D102
         if self.key_core is not None:
-            core, spare = self.key_core.view(-1, self.key_rank), width - self.score_width
-            if _may_overlap(shared) and spare:
-                return (
-                    F.linear(shared, _pad_rows(core, spare))
-                    .unfold(-1, width, self.score_width)
-                    .transpose(1, 2)
-                )
-            return self._split_heads(F.linear(shared, core), width)
+            return self._split_heads(F.linear(shared, self.key_core.view(-1, self.key_rank)), width)
         if self.group is None:
             return self._shared_key(shared, width)
         grouped = _pad(shared.unflatten(-1, (self.key_groups, -1)), width).transpose(1, 2)
@@ -290,13 +274,3 @@ def build_mixing(plan: LayerPlan, num_heads: int) -> Mixing:
 def _pad(x: Tensor, width: int) -> Tensor:
     missing = width - x.shape[-1]
     return F.pad(x, (0, missing)) if missing else x
-
-
-def _pad_rows(matrix: Tensor, missing: int) -> Tensor:
-    return F.pad(matrix, (0, 0, 0, missing))
-
-
-def _may_overlap(shared: Tensor) -> bool:
-    # Keys wider than the score may show the next head's numbers where the query has zeros: no copy is made.
-    # The backward of such a view costs more than the copy, and other devices' kernels want aligned rows.
-    return shared.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
