@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -16,6 +16,15 @@ from .errors import ConfigError
 # Files that a compressed checkpoint carries beside its weights.
 RECIPE_FILE = "collab_recipe.yaml"
 REPORT_FILE = "collab_report.json"
+
+_TYPE_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Mapping: "a mapping",
+    type(None): "null",
+}
 
 NO_CALIBRATION = "none"
 DEFAULT_EXAMPLES = 1000
@@ -79,19 +88,20 @@ class Recipe:
             ConfigError: an unknown entry, or settings that contradict each other.
         """
         own = {name for name in cls.__dataclass_fields__ if name != "config"}
-        known = own | set(CollabConfig.__dataclass_fields__)
-        unknown = sorted(set(values) - known)
-        if unknown:
+        _check_entries(values, {**get_type_hints(CollabConfig), **get_type_hints(cls)}, "the recipe")
+        for pattern, override in values.get("layers", {}).items():
+            if override != "dense" and not (isinstance(pattern, str) and isinstance(override, Mapping)):
+                raise ConfigError(
+                    f"a layer's settings must be a mapping or dense, got {override!r} for {pattern!r}"
+                )
+            hints = {name: hint for name, hint in get_type_hints(CollabConfig).items() if name != "layers"}
+            _check_entries({} if override == "dense" else override, hints, f"the recipe for {pattern!r}")
+        if values.get("calibration_examples", 1) < 1:
             raise ConfigError(
-                f"unknown setting {unknown[0]!r} in the recipe; it knows {', '.join(sorted(known))}"
+                f"calibration_examples must be at least 1, got {values['calibration_examples']}"
             )
         settings = {name: value for name, value in values.items() if name not in own}
         rest = {name: value for name, value in values.items() if name in own}
-        if not isinstance(rest.get("calibration", ""), str):
-            raise ConfigError(f"calibration must be text, got {rest['calibration']!r}")
-        examples = rest.get("calibration_examples", DEFAULT_EXAMPLES)
-        if not isinstance(examples, int) or examples < 1:
-            raise ConfigError(f"calibration_examples must be an integer of at least 1, got {examples!r}")
         return cls(CollabConfig.from_dict(settings), **rest)
 
     def write(self, path: Path) -> None:
@@ -110,6 +120,23 @@ class Recipe:
             values["calibration_examples"] = self.calibration_examples
         values["versions"] = dict(self.versions)
         path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _check_entries(values: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> None:
+    """Refuse unknown names and values of a wrong type, which YAML lets through."""
+    known = sorted(set(hints) - {"config"})
+    for name, value in values.items():
+        if name not in known:
+            raise ConfigError(f"unknown setting {name!r} in {where}; it knows {', '.join(known)}")
+        choices = [hint for hint in (get_args(hints[name]) or (hints[name],)) if isinstance(hint, type)]
+        if get_origin(hints[name]) is Mapping:
+            choices = [Mapping]
+        # To Python an int is no float, and a bool is an int; `rank: yes` is a mistake.
+        accepted = (*choices, int) if float in choices else tuple(choices)
+        wrong = not isinstance(value, accepted) or (isinstance(value, bool) and bool not in choices)
+        if choices and wrong:
+            names = " or ".join(_TYPE_NAMES[choice] for choice in choices if choice in _TYPE_NAMES)
+            raise ConfigError(f"{name} in {where} must be {names}, got {value!r}")
 
 
 def public_name(model: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 from .attention import CollabAttention, convert_
 from .calibration import LayerStatistics, collect_statistics
 from .config import CollabConfig, LayerPlan, Method
-from .errors import FamilyError
+from .errors import ConfigError, FamilyError
 from .factors import SharedFactors
 from .families import FAMILIES, Family, attention_layers
 from .modeling_collab import adopt_
@@ -173,6 +174,11 @@ def _candidates(
     layers: Mapping[str, tuple[nn.Module, Family]], config: CollabConfig
 ) -> tuple[dict[str, CollabConfig], dict[str, list[LayerPlan]]]:
     """Settings of the layers that are not dense, and the forms of those that the planner leaves alone."""
+    unmatched = [p for p in config.layers if not any(fnmatchcase(name, p) for name in layers)]
+    if unmatched:
+        raise ConfigError(
+            f"layers has settings for {unmatched[0]!r}, which matches none of {', '.join(layers)}"
+        )
     chosen = {name: settings for name in layers if (settings := config.for_layer(name)) is not None}
     open_to_plan = planned_layers(config, layers)
     plans = {

@@ -235,6 +235,10 @@ def test_an_unusable_model_is_refused(
         (["--config", "unknown.yaml"], "unknown setting 'ranks' in the recipe; it knows budget"),
         (["--config", "list.yaml"], "must be a mapping of settings, got list"),
         (["--config", "broken.yaml"], "is not YAML"),
+        (
+            ["--config", "elsewhere.yaml"],
+            "layers has settings for 'layer.9.*', which matches none of encoder",
+        ),
         (["--device", "abacus"], "device 'abacus' can't be used"),
     ],
 )
@@ -251,6 +255,7 @@ def test_unusable_settings_are_refused(
     write_lines(tmp_path / "unknown.yaml", ["ranks: 6"])
     write_lines(tmp_path / "list.yaml", ["- rank"])
     write_lines(tmp_path / "broken.yaml", ["a: [b"])
+    write_lines(tmp_path / "elsewhere.yaml", ["layers:", "  layer.9.*: dense"])
     before = set(tmp_path.iterdir())
     assert message in collab_hf("compress", model, "-o", "out", *options).complaint
     assert set(tmp_path.iterdir()) == before
