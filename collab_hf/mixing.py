@@ -143,6 +143,10 @@ class DiagonalMixing(Mixing):
 class SelectionMixing(Mixing):
     """Each head reads the shared dimensions index[h] of both projections; svd, and with weights sparse cp.
 
+    Args:
+        plan: the layer's form.
+        num_heads: number of heads.
+
     Attributes:
         index: (num_heads, score_width) integers in [0, query_rank); -1 is a dimension of zeros, where a head
             uses fewer than the widest.
@@ -193,6 +197,10 @@ class SelectionMixing(Mixing):
 
 class CoreMixing(Mixing):
     """tucker: a dense core per head, P_h = query_core[h]^T; the key is read whole, by group or by key_core.
+
+    Args:
+        plan: the layer's form.
+        num_heads: number of heads.
 
     Attributes:
         query_core: (num_heads, score_width, query_rank); with head_rank r, (r, score_width, query_rank).
