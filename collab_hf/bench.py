@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from statistics import median, quantiles
@@ -12,14 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.profiler import profile
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from .attention import CollabAttention
+from .bench_counts import count_flops, peak_memory, saved_flops
 from .errors import ConfigError
 from .export import example_inputs
-from .planning.costs import attention_flops
 
 # Quartiles of fewer pairs say nothing; more than this many change no second decimal.
 MIN_PAIRS, MAX_PAIRS = 9, 400
@@ -202,7 +199,15 @@ def _measure(
         timing = compare_calls(*calls, seconds=seconds)
         memory = [peak_memory(call, original.device) for call in calls]
         flops = [count_flops(call) for call in calls]
-    return Measurement(case, timing, memory[0], memory[1], flops[0], flops[1], saved_flops(compressed, case))
+    return Measurement(
+        case,
+        timing,
+        memory[0],
+        memory[1],
+        flops[0],
+        flops[1],
+        saved_flops(compressed, case.batch_size, case.length),
+    )
 
 
 def check_case(model: PreTrainedModel, case: Case) -> None:
@@ -248,73 +253,6 @@ def forward_call(model: PreTrainedModel, case: Case) -> Call:
         for name, t in inputs.items()
     }
     return lambda: model(**ready)
-
-
-def saved_flops(model: PreTrainedModel, case: Case) -> int:
-    """Operations that the layers' plans save in one call: queries, keys and scores.
-
-    Args:
-        model: a compressed model.
-        case: batch size and length.
-
-    Returns:
-        Two operations for each multiply-add; negative where the compressed form takes more.
-    """
-    saved = 0
-    for module in model.modules():
-        if isinstance(module, CollabAttention):
-            shape = module.collab_family.shape(module)
-            dense = attention_flops(None, shape, case.length)
-            saved += case.batch_size * (dense - attention_flops(module.collab_plan, shape, case.length))
-    return saved
-
-
-def count_flops(call: Call) -> int:
-    """Floating-point operations that a call runs in matrix products and attention kernels.
-
-    Args:
-        call: what to run, once.
-
-    Returns:
-        Two operations for each multiply-add.
-    """
-    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    with FlopCounterMode(display=False, custom_mapping={flash: _attention_kernel_flops}) as counter:
-        call()
-    return int(counter.get_total_flops())
-
-
-def peak_memory(call: Call, device: torch.device | None = None) -> int:
-    """Most memory that a call holds at once beyond what was there before.
-
-    Args:
-        call: what to run, once.
-        device: where it runs; by default the CPU.
-
-    Returns:
-        Bytes.
-    """
-    if device is not None and device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        return torch.cuda.max_memory_allocated(device) - before
-    with profile(profile_memory=True) as recorded:
-        call()
-    result: Any = recorded.kineto_results
-    events = sorted((e.start_ns(), e.nbytes()) for e in result.events() if e.name() == "[memory]")
-    held = peak = 0
-    for _, change in events:
-        held += change
-        peak = max(peak, held)
-    return peak
-
-
-def _attention_kernel_flops(
-    query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
-) -> int:
-    batch, heads, length, width = query
-    return 2 * batch * heads * length * key[2] * (width + value[3])
 
 
 def _time(call: Call) -> float:
