@@ -40,7 +40,10 @@ class Shape:
     @property
     def attention(self) -> AttentionShape:
         """The same as the planner has it."""
-        return AttentionShape(self.hidden_size, self.hidden_size, self.num_heads, self.head_dim)
+        # One entry of bias per output of the query and key projections.
+        return AttentionShape(
+            self.hidden_size, self.hidden_size, self.num_heads, self.head_dim, 2 * self.hidden_size
+        )
 
 
 BERT_BASE = Shape("BERT-base", 768, 12, LENGTHS)
