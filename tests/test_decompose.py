@@ -6,7 +6,7 @@ from tensor_cases import PLANS, random_moments, random_scores, relative_error
 
 from collab_hf.config import LayerPlan
 from collab_hf.errors import ConfigError, DecompositionError, RankError
-from collab_hf.tensors import ScoreTensor, decompose
+from collab_hf.tensors import Problem, ScoreTensor, decompose
 
 BIASES = ["exact", "folded"]
 
@@ -183,3 +183,14 @@ def test_parameters_that_need_gradients_are_fine():
     for plan in PLANS.values():
         factors = decompose(weights, plan, query_moments=random_moments(), max_sweeps=2)
         assert not factors.shared_query.requires_grad
+
+
+def test_forms_that_share_a_problem_get_what_each_gets_alone():
+    scores, moments = random_scores(), random_moments()
+    problem = Problem.prepare(scores, query_moments=moments)
+    for plan in PLANS.values():
+        for content_bias in ("exact", "folded"):
+            plan = replace(plan, content_bias=content_bias)
+            shared, alone = problem.solve(plan), decompose(scores, plan, query_moments=moments)
+            assert torch.equal(shared.shared_key, alone.shared_key)
+            assert shared.relative_error == alone.relative_error

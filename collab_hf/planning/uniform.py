@@ -9,7 +9,7 @@ from ..calibration import LayerStatistics
 from ..config import AttentionShape, CollabConfig, ContentBias, LayerPlan, Method
 from ..errors import RankError
 from ..factors import SharedFactors
-from ..tensors import ScoreTensor, decompose
+from ..tensors import Problem, ScoreTensor
 
 # Kept of the query/key parameters when neither ranks nor a budget are given.
 DEFAULT_BUDGET = 0.25
@@ -38,19 +38,16 @@ def choose_factors(
     Raises:
         DecompositionError: weights that are not finite, or a solver that failed.
     """
+    problem = Problem.prepare(
+        scores,
+        query_moments=None if statistics is None else statistics.query,
+        key_moments=None if statistics is None else statistics.key,
+        damping=config.damping,
+        precision=config.precision,
+    )
 
     def solve(plan: LayerPlan, max_sweeps: int | None = None) -> SharedFactors:
-        return decompose(
-            scores,
-            plan,
-            query_moments=None if statistics is None else statistics.query,
-            key_moments=None if statistics is None else statistics.key,
-            damping=config.damping,
-            precision=config.precision,
-            solver=config.solver,
-            seed=config.seed,
-            max_sweeps=max_sweeps,
-        )
+        return problem.solve(plan, solver=config.solver, seed=config.seed, max_sweeps=max_sweeps)
 
     if len(plans) > 1:
         plans = sorted(plans, key=lambda plan: solve(plan, _TRIAL_SWEEPS).relative_error)

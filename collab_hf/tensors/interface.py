@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -66,32 +67,112 @@ def decompose(
         ConfigError: an unknown method or content bias.
         DecompositionError: moments that do not fit the weights or are not finite, or a solver that failed.
     """
-    _check(plan, scores)
-    scores = scores.to(getattr(torch, precision))
-    if key_moments is None and scores.shape.key_size == scores.shape.query_size:
-        key_moments = query_moments
-    mean = scores.query.new_zeros(scores.shape.query_size)
-    if query_moments is not None:
-        mean = query_moments.mean.to(mean)
-        scores = scores.absorb_mean(mean)
-    query_metric = Metric.from_moments(query_moments, damping, scores.query)
-    key_metric = Metric.from_moments(key_moments, damping, scores.key)
-    whitened = scores.whiten(query_metric, key_metric)
-    if plan.content_bias == "exact":
-        whitened = whitened.without_bias()
-    elif scores.query_bias is None:
-        whitened = replace(whitened, query_bias=whitened.query.new_zeros(whitened.query.shape[::2]))
-    with torch.no_grad():
+    problem = Problem.prepare(
+        scores, query_moments=query_moments, key_moments=key_moments, damping=damping, precision=precision
+    )
+    return problem.solve(plan, solver=solver, seed=seed, max_sweeps=max_sweeps, tol=tol)
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """One layer in the coordinates that its data give, ready to be solved in several forms.
+
+    What does not depend on the form is worked out once: whitening here, and the leading subspaces, which
+    `ScoreTensor` keeps.
+
+    Attributes:
+        scores: the layer as a function of centred queries.
+        query_metric: metric of the query projection's input.
+        key_metric: metric of the key projection's input.
+        mean: mean input of the query projection, (D,).
+    """
+
+    scores: ScoreTensor
+    query_metric: Metric
+    key_metric: Metric
+    mean: Tensor
+
+    @classmethod
+    def prepare(
+        cls,
+        scores: ScoreTensor,
+        *,
+        query_moments: Moments | None = None,
+        key_moments: Moments | None = None,
+        damping: float = 1e-3,
+        precision: Literal["float64", "float32"] = "float64",
+    ) -> Problem:
+        """Centre a layer's inputs and find their metrics.
+
+        Args:
+            scores: as for `decompose`.
+            query_moments: as for `decompose`.
+            key_moments: as for `decompose`.
+            damping: as for `decompose`.
+            precision: as for `decompose`.
+
+        Returns:
+            The problem.
+        """
+        scores = scores.to(getattr(torch, precision))
+        if key_moments is None and scores.shape.key_size == scores.shape.query_size:
+            key_moments = query_moments
+        mean = scores.query.new_zeros(scores.shape.query_size)
+        if query_moments is not None:
+            mean = query_moments.mean.to(mean)
+            scores = scores.absorb_mean(mean)
+        query_metric = Metric.from_moments(query_moments, damping, scores.query)
+        shared = key_moments is query_moments
+        key_metric = query_metric if shared else Metric.from_moments(key_moments, damping, scores.key)
+        return cls(scores, query_metric, key_metric, mean)
+
+    @cached_property
+    def folded(self) -> ScoreTensor:
+        """The whitened tensor with its content bias, zeros where the layer has none."""
+        whitened = self.scores.whiten(self.query_metric, self.key_metric)
+        if whitened.query_bias is not None:
+            return whitened
+        return replace(whitened, query_bias=whitened.query.new_zeros(whitened.query.shape[::2]))
+
+    @cached_property
+    def exact(self) -> ScoreTensor:
+        """The whitened tensor without content bias, which is added to the scores as it is."""
+        return self.folded.without_bias()
+
+    @torch.no_grad()
+    def solve(
+        self,
+        plan: LayerPlan,
+        *,
+        solver: str | None = None,
+        seed: int = 0,
+        max_sweeps: int | None = None,
+        tol: float = 1e-4,
+    ) -> SharedFactors:
+        """Give the layer one form.
+
+        Args:
+            plan: as for `decompose`.
+            solver: as for `decompose`.
+            seed: as for `decompose`.
+            max_sweeps: as for `decompose`.
+            tol: as for `decompose`.
+
+        Returns:
+            The factors.
+        """
+        _check(plan, self.scores)
+        whitened = self.exact if plan.content_bias == "exact" else self.folded
         if solver is None:
             solution = _solve(whitened, plan, seed, max_sweeps, tol)
         else:
             solution = solve_with_tensorly(whitened, plan, solver, seed, max_sweeps, tol)
         solution = replace(
             solution,
-            shared_query=query_metric.unwhiten(solution.shared_query),
-            shared_key=key_metric.unwhiten(solution.shared_key),
+            shared_query=self.query_metric.unwhiten(solution.shared_query),
+            shared_key=self.key_metric.unwhiten(solution.shared_key),
         )
-        return _assemble(scores, plan, solution, mean)
+        return _assemble(self.scores, plan, solution, self.mean)
 
 
 def _check(plan: LayerPlan, scores: ScoreTensor) -> None:

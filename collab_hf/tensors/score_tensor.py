@@ -11,6 +11,7 @@ from torch import Tensor
 from collab_hf.config import AttentionShape
 from collab_hf.errors import DecompositionError
 
+from .linalg import top_eigenvectors
 from .whitening import Metric
 
 
@@ -80,6 +81,15 @@ class ScoreTensor:
     def squared_norm(self) -> Tensor:
         """||T||_F^2, a scalar: the sum over heads of <W_Q^T W_Q, W_K^T W_K>."""
         return ((self.query.mT @ self.query) * (self.key.mT @ self.key)).sum()
+
+    @cached_property
+    def directions(self) -> tuple[Tensor, Tensor]:
+        """Orthonormal bases of the query side (D, D) and the key side (E, E), most of ||T|| first (HOSVD)."""
+        query_inner, key_inner = self.query.mT @ self.query, self.key.mT @ self.key
+        if self.query_bias is not None:
+            query_inner = query_inner + self.query_bias.unsqueeze(2) * self.query_bias.unsqueeze(1)
+        query, key = self.query_gram(key_inner), self.key_gram(query_inner)
+        return top_eigenvectors(query, len(query)), top_eigenvectors(key, len(key))
 
     def content_bias(self) -> Tensor:
         """l_h, shape (H, E); zeros without a query bias."""

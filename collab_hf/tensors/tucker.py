@@ -12,9 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .linalg import product_svd, top_eigenvectors
+from .linalg import better_subspace, product_svd, top_eigenvectors
 from .score_tensor import ScoreTensor
 from .solution import Solution, converged, relative
+
+# A step works in twice the subspace's width; where that is most of the space, eigh of the whole costs less.
+_STEP_SAVES = 3
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,8 @@ def _captured(scores: ScoreTensor, query: Tensor, key: Tensor, ranks: TuckerRank
 
 def start_subspaces(scores: ScoreTensor, ranks: TuckerRanks) -> tuple[Tensor, Tensor]:
     """Leading subspaces of the two unfoldings (HOSVD): A (D, R_q) and B (E, R_k), orthonormal."""
-    query_inner, key_inner = scores.query.mT @ scores.query, scores.key.mT @ scores.key
-    if scores.query_bias is not None:
-        query_inner = query_inner + scores.query_bias.unsqueeze(2) * scores.query_bias.unsqueeze(1)
-    query = top_eigenvectors(scores.query_gram(key_inner), ranks.query)
-    return query, top_eigenvectors(scores.key_gram(query_inner), ranks.key)
+    query, key = scores.directions
+    return query[:, : ranks.query], key[:, : ranks.key]
 
 
 def decompose_tucker(
@@ -117,12 +117,23 @@ def decompose_tucker(
         if converged(errors, tol):
             break
         right = _captured_right(scores, query, key, ranks)
-        query = top_eigenvectors(scores.query_gram(right @ right.mT), ranks.query)
+        query = _update(scores.query_gram(right @ right.mT), query)
         left = _captured_left(scores, query, key, ranks)
-        key = top_eigenvectors(scores.key_gram(left @ left.mT), ranks.key)
+        key = _update(scores.key_gram(left @ left.mT), key)
         errors.append(min(error(), errors[-1]))  # at the fixed point, rounding can raise the last digit
     cores, bias = _cores(scores, query, key, ranks)
     return Solution(query, key, cores, bias, errors)
+
+
+def _update(gram: Tensor, basis: Tensor) -> Tensor:
+    """The best subspace where it is a large part of the space, else one step towards it.
+
+    A sweep changes the Gram matrix anyway, so that a step gains about as much as the exact answer.
+    """
+    size, count = basis.shape
+    if _STEP_SAVES * count > size:
+        return top_eigenvectors(gram, count)
+    return better_subspace(gram.matmul, basis)
 
 
 def _cores(
