@@ -65,19 +65,20 @@ def collab_hf(*arguments: object) -> dict[str, Any]:
     return values
 
 
-def measure(model: Path, scratch: Path) -> list[list[str]]:
+def measure(model: Path, scratch: Path, stsb: Path | None) -> list[list[str]]:
     """Compress and evaluate every variant.
 
     Args:
         model: the original checkpoint.
         scratch: directory for the results.
+        stsb: pairs of sentences with scores, for one more column.
 
     Returns:
-        One row of the table for each.
+        Rows of the table: the original, then the variants.
     """
     seen, held_out = split_text(scratch)
     size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
-    rows = []
+    rows: list[list[str]] = []
     for budget in BUDGETS:
         for name, method in METHODS.items():
             typer.echo(f"compressing to {budget:.0%} of the query/key parameters: {name}", err=True)
@@ -87,31 +88,50 @@ def measure(model: Path, scratch: Path) -> list[list[str]]:
                 *("--budget", budget, "--calibration", seen),
             )
             found = collab_hf("evaluate", out, "--task", "agreement", "--against", model, "--data", held_out)
-            rows.append(row(name, made, size, found))
+            if not rows:
+                before, all_before = made["qk_parameters_before"], made["parameters_before"]
+                rows.append(["original", f"{before:,}", f"{all_before:,}", f"{size / 1e6:.1f}", "0", "1"])
+                rows[-1] += spearman(model, stsb)
+            rows.append(row(name, made, found) + spearman(out, stsb))
     return rows
 
 
-def row(name: str, made: dict[str, Any], size: int, found: dict[str, Any]) -> list[str]:
-    """One line of the table.
+def row(name: str, made: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """What one variant has to show.
 
     Args:
-        name: what to call the variant.
+        name: what to call it.
         made: answer of `collab-hf compress`.
-        size: bytes of the original's weights.
-        found: answer of `collab-hf evaluate`.
+        found: answer of `collab-hf evaluate --task agreement`.
 
     Returns:
         The cells under `HEADER`.
     """
     methods = sorted({layer["method"] for layer in made["layers"]})
+    kept = made["qk_parameters_after"] / made["qk_parameters_before"]
     return [
         name if methods == [name] else f"{name} ({', '.join(methods)})",
-        f"{made['qk_parameters_before']:,} -> {made['qk_parameters_after']:,}",
-        f"{made['parameters_before']:,} -> {made['parameters_after']:,}",
-        f"{size / 1e6:.1f} -> {made['file_size'] / 1e6:.1f}",
+        f"{made['qk_parameters_after']:,} ({kept:.1%})",
+        f"{made['parameters_after']:,}",
+        f"{made['file_size'] / 1e6:.1f}",
         f"{made['mean_relative_error']:.3f}",
         f"{found['mean_cosine']:.3f}",
     ]
+
+
+def spearman(model: Path, stsb: Path | None) -> list[str]:
+    """The cell of the additional column, if it is asked for.
+
+    Args:
+        model: a checkpoint.
+        stsb: pairs of sentences with scores, or None.
+
+    Returns:
+        One cell or none.
+    """
+    if stsb is None:
+        return []
+    return [f"{collab_hf('evaluate', model, '--task', 'stsb', '--data', stsb)['spearman']:.4f}"]
 
 
 HEADER = ["method", "query/key parameters", "all parameters", "file size (MB)", "relative error", "agreement"]
@@ -121,14 +141,17 @@ def main(
     cache: Annotated[
         Path, typer.Option(envvar="COLLAB_HF_CHECKPOINTS", help="Directory of real checkpoints.")
     ] = CACHE,
+    stsb: Annotated[
+        Path | None, typer.Option(help="TSV with sentence1, sentence2, score: adds a column of Spearman.")
+    ] = None,
 ) -> None:
     """Compress minilm, evaluate it, print the table."""
     model = cache / "minilm"
     if not model.exists():
         checkpoints.materialise("minilm", model)
     with tempfile.TemporaryDirectory(prefix="collab-hf-demo-") as scratch:
-        rows = measure(model, Path(scratch))
-    typer.echo(table(HEADER, rows))
+        rows = measure(model, Path(scratch), stsb)
+    typer.echo(table([*HEADER, "Spearman"] if stsb else HEADER, rows))
     typer.echo(
         "relative error: of the attention scores on the calibration text, mean over layers; "
         "agreement: mean cosine with the original's embeddings on text held out from calibration",

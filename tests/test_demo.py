@@ -1,5 +1,6 @@
 """The demo's table holds what the commands answered, on text that calibration did not see."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,15 @@ def test_one_table(
     command = CommandLine(capsys)
     monkeypatch.setattr(demo, "collab_hf", lambda *arguments: command(*arguments, "--json").values)
     monkeypatch.setattr(demo, "DEFAULT_TEXT_FILE", write_lines(tmp_path / "text.txt", SENTENCES))
-    demo.main(tmp_path)
-    header, *rows = capsys.readouterr().out.splitlines()
-    assert header.split("  ")[0] == "method"
-    assert [row.split(" ")[0] for row in rows] == ["default", "cp", "default", "cp"]
-    assert all(row.count("->") == 3 for row in rows)
+    pairs = [f"{a}\t{b}\t{n}" for n, (a, b) in enumerate(zip(SENTENCES, SENTENCES[::-1], strict=True))]
+    stsb = write_lines(tmp_path / "pairs.tsv", ["sentence1\tsentence2\tscore", *pairs])
+    demo.main(tmp_path, stsb)
+    header, *rows = (re.split(r" {2,}", line) for line in capsys.readouterr().out.splitlines())
+    assert header == [*demo.HEADER, "Spearman"]
+    assert [row[0].split(" ")[0] for row in rows] == ["original", "default", "cp", "default", "cp"]
+    assert {len(row) for row in rows} == {7}
+    kept = [float(re.search(r"\((.*)%\)", row[1])[1]) for row in rows[1:]]
+    assert all(share <= budget for share, budget in zip(kept, [50, 50, 25, 25], strict=True))
 
 
 def test_a_command_that_fails_ends_the_demo(tmp_path: Path) -> None:
