@@ -1,8 +1,8 @@
 """Compare planned forms with uniform ranks at equal size, on examples that planning did not see.
 
-For each share, the model is compressed three times: planned over the layers, and with the same tucker and the
-same svd budget in every layer. The figure is the mean cosine between the embeddings of the original and the
-compressed model.
+For each share, the model is compressed three times: with the same tucker and the same svd budget in every
+layer, and planned over the layers with not one number more than uniform tucker took. The figure is the mean
+cosine between the embeddings of the original and the compressed model.
 
 Example:
     python scripts/bench_planning.py .cache/checkpoints/minilm --evaluation texts.txt
@@ -83,9 +83,11 @@ def main(
     statistics = collect_statistics(original, modules, seen, progress=True)
     table = []
     for share in SHARES:
-        row = {}
-        for name in ("auto", "tucker", "svd"):
+        row: dict[str, dict[str, Any]] = {}
+        for name in ("tucker", "auto", "svd"):
             config = CollabConfig(method=name, budget=share)
+            if name == "auto":  # not one number more than the uniform ranks took
+                config = CollabConfig(target_params=row["tucker"]["parameters"])
             data = seen if name == "auto" else statistics
             try:
                 row[name] = run(original, config, data, held, reference, pooling)
@@ -96,7 +98,7 @@ def main(
             f"{r['cosine']:.4f} ({r['share']:.3f})" if "cosine" in r else "-" for r in row.values()
         )
         table.append(f"| {share} | {cells} |")
-    typer.echo("\n".join(["| budget | plan | uniform tucker | uniform svd |", "|---|---|---|---|", *table]))
+    typer.echo("\n".join(["| budget | uniform tucker | plan | uniform svd |", "|---|---|---|---|", *table]))
 
 
 if __name__ == "__main__":

@@ -30,13 +30,12 @@ def choose_forms(curves: Sequence[LayerCurve], config: CollabConfig) -> list[int
     Raises:
         ConfigError: nothing meets the targets; the message says the smallest possible.
     """
-    losses = [curve.marginal_losses() for curve in curves]
+    losses = [curve.losses() for curve in curves]
     parameters = [np.array([form.parameters for form in curve.forms], dtype=float) for curve in curves]
     dense = sum(curve.shape.dense_parameters for curve in curves)
     flops, most_flops = _flops(curves, config)
     if config.max_loss is not None:
-        predicted = [curve.losses() for curve in curves]
-        sizes = [np.stack(pair, axis=1) for pair in zip(predicted, flops, strict=True)]
+        sizes = [np.stack(pair, axis=1) for pair in zip(losses, flops, strict=True)]
         return _solve(parameters, sizes, (config.max_loss, most_flops), config, dense)
     sizes = [np.stack(pair, axis=1) for pair in zip(parameters, flops, strict=True)]
     most = float(config.target_params or np.inf)
