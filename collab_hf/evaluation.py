@@ -270,16 +270,19 @@ def _batches_of_texts(
     texts: Sequence[str], tokenizer: Any, model: PreTrainedModel, batch_size: int, max_length: int
 ) -> tuple[ExampleBatches, list[int]]:
     """Batches of texts, shortest first, and which text each of their rows is."""
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     batches = load_batches(
-        [texts[index] for index in order],
+        texts,
         tokenizer,
         config=model.config,
         batch_size=batch_size,
         max_length=max_length,
         max_examples=len(texts),
     )
-    return batches, order
+    # The batches sort in their own way; which of two equal texts comes first is all one.
+    places: dict[str, list[int]] = {}
+    for index, text in enumerate(texts):
+        places.setdefault(text.strip(), []).append(index)
+    return batches, [places[text].pop() for text in batches.texts]
 
 
 def _run(

@@ -73,6 +73,24 @@ def test_similarity_refuses_what_has_no_correlation(
         measure_similarity(model, tokenizer, pairs, scores)
 
 
+def test_every_sentence_gets_its_own_embedding(model: Any, tokenizer: Any) -> None:
+    """Order by characters and order by tokens differ here: every letter is a token, a space is none."""
+    pairs = [("a b c d e f", "abcdefgh"), ("a b c d", "abcdef"), ("xyz", "x y"), ("m n o p q", "mnopqrst")]
+    scores = [_cosine(model, tokenizer, *pair) for pair in pairs]
+    found = measure_similarity(model, tokenizer, pairs, scores, batch_size=2)
+    # The same cosines, but for rounding.
+    assert found.pearson == pytest.approx(1.0, abs=1e-6)
+
+
+def _cosine(model: Any, tokenizer: Any, first: str, second: str) -> float:
+    with torch.no_grad():
+        means = [
+            model(**tokenizer(text, return_tensors="pt")).last_hidden_state.mean(1)
+            for text in (first, second)
+        ]
+    return float(torch.cosine_similarity(*means))
+
+
 def test_accuracy_counts_right_answers(tiny_bert: Any, tokenizer: Any) -> None:
     model = tiny_bert(BertForSequenceClassification, vocab_size=len(VOCABULARY))
     model.config.label2id = {"bad": 0, "good": 1, "fair": 2}
