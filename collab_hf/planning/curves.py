@@ -152,15 +152,18 @@ def measured_curves(
     total = sum(len(forms) for _, forms in points) + 1
     with tqdm(total=total, desc="Measuring", unit="form", disable=not progress) as bar:
         for curve, forms in points:
-            knots = []
+            knots: list[tuple[float, float]] = []
+            solved: list[tuple[float, Form, float]] = []
             for share, form in forms.items():
                 factors = _trial(layers[curve.name], form, curve.name, settings, statistics)
+                solved.append((share, form, factors.relative_error))
                 with replaced(layers, {curve.name: factors}):
-                    knots.append((form.error, divergence.measure()))
+                    knots.append((factors.relative_error, divergence.measure()))
                 if share <= _CONTEXT_SHARE or curve.name not in context:
                     context[curve.name] = (factors, knots[-1][1])
                 bar.update()
-            measured.append(replace(curve, knots=tuple(knots)))
+            gains = _tucker_gains(curve, solved, layers[curve.name], settings, statistics)
+            measured.append(replace(curve, forms=_solved(curve.forms, gains), knots=tuple(knots)))
         with replaced(layers, {name: factors for name, (factors, _) in context.items()}):
             together = divergence.measure()
         bar.update()
@@ -189,6 +192,46 @@ def _trial(
         damping=config.damping,
         precision=config.precision,
         max_sweeps=_TRIAL_SWEEPS,
+    )
+
+
+def _tucker_gains(
+    curve: LayerCurve,
+    solved: list[tuple[float, Form, float]],
+    layer: tuple[nn.Module, Family],
+    settings: Mapping[str, CollabConfig],
+    statistics: Mapping[str, LayerStatistics],
+) -> list[tuple[float, float]]:
+    """How far sweeps lower the truncation error of tucker forms: (truncation error, solved error over it).
+
+    Truncation is the best answer for svd but not for tucker, which would come off too badly beside it.
+    """
+    gains = []
+    for share, form, error in solved:
+        if form.plan is None or form.plan.method != "tucker":
+            most = share * curve.shape.dense_parameters
+            fitting = [
+                f for f in curve.forms if f.plan and f.plan.method == "tucker" and f.parameters <= most
+            ]
+            if not fitting:
+                continue
+            form = min(fitting, key=lambda f: f.error)
+            error = _trial(layer, form, curve.name, settings, statistics).relative_error
+        if form.error > 0:
+            gains.append((form.error, min(1.0, error / form.error)))
+    return gains
+
+
+def _solved(forms: tuple[Form, ...], gains: list[tuple[float, float]]) -> tuple[Form, ...]:
+    """Forms with the errors that sweeps bring tucker to."""
+    if not gains:
+        return forms
+    errors, ratios = zip(*sorted(gains), strict=True)
+    return tuple(
+        replace(form, error=form.error * float(np.interp(form.error, errors, ratios)))
+        if form.plan is not None and form.plan.method == "tucker"
+        else form
+        for form in forms
     )
 
 
