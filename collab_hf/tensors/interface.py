@@ -122,7 +122,7 @@ class Problem:
             mean = query_moments.mean.to(mean)
             scores = scores.absorb_mean(mean)
         query_metric = Metric.from_moments(query_moments, damping, scores.query)
-        shared = key_moments is query_moments
+        shared = key_moments is query_moments and scores.shape.key_size == scores.shape.query_size
         key_metric = query_metric if shared else Metric.from_moments(key_moments, damping, scores.key)
         return cls(scores, query_metric, key_metric, mean)
 

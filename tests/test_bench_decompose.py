@@ -1,0 +1,60 @@
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+import bench_decompose
+import bench_quality
+from bench_decompose import Case, cases, measure, solve
+from collab_hf import collect_statistics
+from collab_hf.families import attention_layers
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(bench_decompose, "SIZES", {"minilm": (3, 24, 8)})
+
+
+@pytest.mark.parametrize(
+    ("solver", "method"),
+    [("ours", "cp"), ("parafac", "cp"), ("ours", "tucker"), ("partial_tucker", "tucker")],
+)
+def test_layers_are_measured_with_every_solver(small, solver, method):
+    found = measure(Case("minilm", solver, method, 6, 5), None, torch.get_num_threads())
+    assert 0 < found["error"] < 1
+    assert found["wall"] > 0
+
+
+def test_ours_and_tensorlys_tucker_have_the_same_error(small):
+    scores = bench_decompose.layer_scores("minilm", None)
+    errors = [solve(Case("minilm", name, "tucker", 6, 0), scores) for name in ("ours", "partial_tucker")]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-3)  # both stop short of the optimum
+
+
+def test_every_layer_has_tensorly_beside_ours():
+    found = {(case.size, case.solver) for case in cases(full=False)}
+    for size in bench_decompose.SIZES:
+        assert {(size, "ours"), (size, "parafac"), (size, "partial_tucker")} <= found
+
+
+class _NoTask:
+    description = "nothing"
+
+    def evaluate(self, model):
+        return {"cosine": 1.0}
+
+
+def test_quality_rows_of_every_variant():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 2, "intermediate_size": 32}
+    model = BertModel(BertConfig(**sizes, vocab_size=50)).eval()
+    modules = {name: module for name, module, _ in attention_layers(model)}
+    batches = [{"input_ids": torch.arange(5, 25).view(2, 10)}]
+    run = bench_quality.Run(model, _NoTask(), collect_statistics(model, modules, batches), 2)
+    rows = {}
+    for variant in bench_quality.VARIANTS:
+        rows[bench_quality.row_key(variant, 0.5)] = row = bench_quality.measure(run, variant, 0.5)
+        assert row["kept"] <= 0.5
+    table = bench_quality.report_table({"original": {"cosine": 1.0}, "rows": rows})
+    assert table.count("\n") >= len(bench_quality.VARIANTS)
+    refused = bench_quality.measure(run, bench_quality.VARIANTS[0], 0.01)
+    assert "budget must be at least" in refused["refused"]
