@@ -207,7 +207,7 @@ def main(
     results: Annotated[Path | None, typer.Option(help="JSON file of finished rows.")] = None,
     examples: Annotated[int, typer.Option(help="Calibration sentences, or photographs at most.")] = 1000,
     photographs: Annotated[int, typer.Option(help="Photographs to compare on.")] = 250,
-    probe: Annotated[int, typer.Option(help="CIFAR-10 training images of the probe.")] = 4000,
+    probe: Annotated[int, typer.Option(help="CIFAR-10 images of each set for the probe; 0: none.")] = 4000,
     iterations: Annotated[int, typer.Option(help="Iterations of parafac at most.")] = 100,
     only: Annotated[str | None, typer.Option(help="Substring of the rows to run.")] = None,
     threads: Annotated[int, typer.Option(help="torch threads.")] = 1,

@@ -89,7 +89,7 @@ class Photographs:
         processor: its image processor.
         pictures: photographs that calibration did not see.
         cifar: training and development set, .npz with images (n, 32, 32, 3) and labels.
-        count: training images of the probe; all of the development set, but no more than this.
+        count: images of each set for the probe, at most; 0 for no probe.
     """
 
     def __init__(
@@ -102,10 +102,11 @@ class Photographs:
         self.reference = self._states(original)
         self.sets = [_read(path, count) for path in cifar]
         sizes = [len(labels) for _, labels in self.sets]
-        self.description = (
-            f"{len(pictures)} photographs at {self.batches[0].shape[-1]} px, probe on {sizes[0]} CIFAR-10 "
-            f"images at {_PROBE_SIZE} px, tested on {sizes[1]}"
-        )
+        self.description = f"{len(pictures)} photographs at {self.batches[0].shape[-1]} px"
+        if sizes[0]:
+            self.description += (
+                f", probe on {sizes[0]} CIFAR-10 images at {_PROBE_SIZE} px, tested on {sizes[1]}"
+            )
 
     @torch.inference_mode()
     def _states(self, model: Any) -> Tensor:
@@ -130,14 +131,13 @@ class Photographs:
         from sklearn.linear_model import LogisticRegression
 
         cosine = F.cosine_similarity(self._states(model), self.reference, dim=-1)
+        cosines = {"cls_cosine": cosine[:, 0].mean().item(), "patch_cosine": cosine[:, 1:].mean().item()}
+        if not len(self.sets[0][1]):
+            return cosines
         (train, wanted), (dev, truth) = [(self._features(model, x), y) for x, y in self.sets]
         scale = train.std(0)
         found = LogisticRegression(C=0.01, max_iter=300).fit(train / scale, wanted)
-        return {
-            "cls_cosine": cosine[:, 0].mean().item(),
-            "patch_cosine": cosine[:, 1:].mean().item(),
-            "probe": float(found.score(dev / scale, truth)),
-        }
+        return {**cosines, "probe": float(found.score(dev / scale, truth))}
 
 
 def _read(path: Path, count: int) -> tuple[Tensor, np.ndarray[Any, Any]]:
@@ -146,6 +146,8 @@ def _read(path: Path, count: int) -> tuple[Tensor, np.ndarray[Any, Any]]:
         # Spread over the file, which may be sorted by label.
         chosen = np.linspace(0, len(file["labels"]) - 1, min(count, len(file["labels"]))).round().astype(int)
         images, labels = file["images"][chosen], file["labels"][chosen]
+    if not count:
+        return torch.empty(0), labels
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     pixels = F.interpolate(pixels, size=(_PROBE_SIZE, _PROBE_SIZE), mode="bicubic", antialias=True)
     return (pixels - torch.tensor(_MEAN).view(3, 1, 1)) / torch.tensor(_DEVIATION).view(3, 1, 1), labels
