@@ -38,6 +38,10 @@ class _CollabModel:
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         apply_plans_(self, read_plans(config))  # type: ignore[arg-type]
+        # The host initialised its own layers; what has taken their place since is still empty memory.
+        for attention in [m for m in self.modules() if isinstance(m, CollabAttention)]:  # type: ignore[attr-defined]
+            for module in attention.modules():
+                self._init_weights(module)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -129,6 +129,8 @@ def test_from_config_builds_a_collaborative_model(tiny_bert: Any) -> None:
     fresh = AutoModel.from_config(model.config)
     assert type(fresh).__name__ == "CollabBertModel"
     assert torch.isfinite(logits(fresh.eval(), TEXT)).all()
+    # Initialised with a deviation of 0.2 or with ones, not left as the memory was.
+    assert all(0.1 < p.abs().max() < 2 for n, p in fresh.named_parameters() if n.endswith("weight"))
     assert {n: p.shape for n, p in fresh.named_parameters()} == {
         n: p.shape for n, p in model.named_parameters()
     }
