@@ -111,7 +111,7 @@ def load_processor(name: str | Path, **where: Any) -> Any:
     return None
 
 
-def check_output(path: Path, *, original: str | Path = "", overwrite: bool = False) -> None:
+def check_output(path: Path, *, original: Path | None = None, overwrite: bool = False) -> None:
     """Refuse a place that `new_directory` could not write, before any work is done.
 
     Args:
@@ -133,7 +133,7 @@ def check_output(path: Path, *, original: str | Path = "", overwrite: bool = Fal
             raise CheckpointError(
                 f"{path} is no checkpoint (it has no config.json), so it is not overwritten"
             )
-        if Path(original).exists() and Path(original).resolve().is_relative_to(path.resolve()):
+        if original and original.exists() and original.resolve().is_relative_to(path.resolve()):
             raise CheckpointError(f"{path} holds the model that is read, so it is not overwritten")
     parent = next(p for p in path.parents if p.exists())
     if not parent.is_dir():
@@ -160,24 +160,25 @@ def new_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     check_output(path, overwrite=overwrite)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
+    # Inside, since mkdtemp makes a private one, and a checkpoint has the rights that any new directory gets.
+    new, old = scratch / "new", scratch / "old"
     try:
-        yield beside
-        # mkdtemp makes it private; a checkpoint has the rights that any new directory gets.
-        beside.chmod(path.parent.stat().st_mode & 0o777)
+        new.mkdir()
+        yield new
+        for file in new.rglob("*.safetensors"):  # safetensors keeps its files private
+            file.chmod(new.stat().st_mode & 0o666)
         if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            path.replace(old / path.name)
-            beside.replace(path)
-            shutil.rmtree(old)
-        else:
-            beside.replace(path)
+            path.replace(old)
+        new.replace(path)
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        if old.exists() and not path.exists():
+            old.replace(path)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def save_checkpoint(

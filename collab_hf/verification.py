@@ -67,14 +67,16 @@ def verify_checkpoint(
     directory: Path,
     batches: Iterable[Mapping[str, Tensor]],
     *,
+    model: PreTrainedModel | None = None,
     original: PreTrainedModel | None = None,
     trust_remote_code: bool = False,
 ) -> Verification:
-    """Load a compressed checkpoint here and in fresh processes, and check every factor.
+    """Check every factor of a compressed checkpoint, and load it in fresh processes.
 
     Args:
-        directory: the checkpoint; it is loaded on the CPU.
+        directory: the checkpoint.
         batches: inputs to compare outputs on.
+        model: the checkpoint as `load_model` gives it on the CPU; None to load it here.
         original: the model that was compressed, on the CPU in eval mode, to compare with.
         trust_remote_code: whether the code in the checkpoint may run where it is not this version's own.
 
@@ -86,7 +88,8 @@ def verify_checkpoint(
             that does not load it or gives other outputs.
         DataError: no batches, or outputs that can't be compared with the original's.
     """
-    model = load_model(directory, trust_remote_code=trust_remote_code)
+    if model is None:
+        model = load_model(directory, trust_remote_code=trust_remote_code)
     layers = _check_layers(model, directory)
     inputs = {f"{i}.{name}": t for i, batch in enumerate(batches) for name, t in batch.items()}
     if not inputs:

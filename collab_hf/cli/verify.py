@@ -45,10 +45,12 @@ def verify(
     start_reporting()
     name = str(directory)
     loading = Loading(device="cpu", trust_remote_code=trust_remote_code)
-    config = loading.model(name).config
-    batches = load_batches(data, loading.processor(name), config=config, max_examples=max_examples)
+    model = loading.model(name)
+    batches = load_batches(data, loading.processor(name), config=model.config, max_examples=max_examples)
     original = None if against is None else load_model(against)
-    found = verify_checkpoint(directory, batches, original=original, trust_remote_code=trust_remote_code)
+    found = verify_checkpoint(
+        directory, batches, model=model, original=original, trust_remote_code=trust_remote_code
+    )
     values = {"directory": name, "against": against, **asdict(found)}
     return Answer(values, _describe(found, directory, against))
 
