@@ -1,12 +1,14 @@
 """Tiny checkpoints with a tokenizer, and the command line run inside the test's process."""
 
 import json
+import os
 import string
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.utils.tqdm import enable_progress_bars
 from transformers import BertTokenizer, PreTrainedModel, ViTImageProcessorPil
 from transformers.utils import logging
 
@@ -67,6 +69,8 @@ class CommandLine:
         finally:
             logging.set_verbosity(verbosity)
             logging.enable_progress_bar()
+            enable_progress_bars()
+            os.environ.pop("HF_DATASETS_DISABLE_PROGRESS_BARS", None)
         captured = self._capsys.readouterr()
         return Result(code, captured.out, captured.err)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -40,14 +41,17 @@ def start_reporting() -> bool:
     """Leave stderr to progress bars and errors.
 
     Returns:
-        Whether to draw progress bars: on a terminal alone, in transformers too.
+        Whether to draw progress bars: on a terminal alone, in the libraries too.
     """
+    from huggingface_hub.utils.tqdm import disable_progress_bars
     from transformers.utils import logging
 
     watched = sys.stderr.isatty()
     logging.set_verbosity_error()
     if not watched:
         logging.disable_progress_bar()
+        disable_progress_bars()
+        os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # read when datasets is imported, later
     return watched
 
 
