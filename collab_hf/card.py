@@ -17,7 +17,6 @@ from .card_tables import layer_rows, section, totals_table
 from .errors import CheckpointError
 from .recipe import RECIPE_FILE, REPORT_FILE
 
-HOME_PAGE = "https://arxiv.org/abs/2006.16362"
 TEMPLATE = Path(__file__).with_name("card_template.md")
 CARD_FILE = "README.md"
 
@@ -202,7 +201,6 @@ def _fields(facts: CardFacts, name: str) -> dict[str, str]:
         "repo_id": name,
         "auto_class": auto,
         "host": host,
-        "home": HOME_PAGE,
         "version": __version__,
         "summary": f"{linked} with a smaller attention: the query and key projections of {host} were "
         "decomposed together, over all heads. It loads and runs like the original.",
