@@ -32,8 +32,19 @@ from .registration import register
 # What transformers raises for a path, a config or weights that it can't use.
 _LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, json.JSONDecodeError)
 
-# Weights and code at a checkpoint's top: written anew, so not taken over from the original.
-_WRITTEN_ANEW = ("*.safetensors", "*.bin", "*.index.json", "*.py", "*.onnx", "*.h5", "*.msgpack", "*.ot")
+# At a checkpoint's top: weights and code, which are written anew, and what Trainer keeps of a run.
+_WRITTEN_ANEW = (
+    "*.safetensors",
+    "*.bin",
+    "*.index.json",
+    "*.py",
+    "*.onnx",
+    "*.h5",
+    "*.msgpack",
+    "*.ot",
+    "*.pt",
+    "checkpoint-*",
+)
 
 
 def load_model(

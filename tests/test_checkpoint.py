@@ -370,9 +370,10 @@ def test_the_originals_other_files_come_along(tiny_bert: Any, tmp_path: Path) ->
     (original / "1_Pooling" / "config.json").write_text("{}")
     (original / "pytorch_model.bin").write_text("old weights")
     (original / ".hidden").write_text("")
+    (original / "checkpoint-500").mkdir()
     compress_(model, CONFIGS["cp"])
     with new_directory(tmp_path / "compressed") as beside:
         save_checkpoint(model, beside, original=original)
     kept = {p.relative_to(tmp_path / "compressed").as_posix() for p in (tmp_path / "compressed").rglob("*")}
     assert {"modules.json", "1_Pooling/config.json", "model.safetensors", "modeling_collab.py"} <= kept
-    assert not kept & {"pytorch_model.bin", ".hidden"}
+    assert not kept & {"pytorch_model.bin", ".hidden", "checkpoint-500"}
