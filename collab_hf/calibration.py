@@ -69,7 +69,7 @@ def collect_statistics(
     device, dtype = _placement(model)
     recorder = _Recorder(model, layers)
     count = 0
-    with recorder.attached(), _evaluating(model), torch.no_grad():
+    with recorder.attached(), evaluating(model), torch.no_grad():
         for count, batch in enumerate(_with_progress(batches, progress), start=1):
             inputs = _inputs(batch, count, device, dtype)
             try:
@@ -206,8 +206,15 @@ def _with_progress(batches: Iterable[Mapping[str, Any]], progress: bool) -> Iter
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside the with block; afterwards every module gets its own earlier mode back."""
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside the with block; afterwards every module gets its own earlier mode back.
+
+    Args:
+        model: any module; its sub-modules may be in different modes.
+
+    Yields:
+        Nothing.
+    """
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:

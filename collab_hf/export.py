@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
+from .calibration import evaluating
 from .errors import ExportError
 
 # Largest difference of an output, relative to the largest value of it, that float32 is allowed; seen: 2e-6.
@@ -157,7 +156,7 @@ def _made(folder: Path) -> Path:
 
 
 def _output_names(model: PreTrainedModel, inputs: _Inputs) -> tuple[str, ...]:
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         result: ModelOutput = model(**inputs)
     return tuple(name for name, value in result.items() if isinstance(value, Tensor))
 
@@ -168,7 +167,7 @@ def _trace(model: PreTrainedModel, inputs: _Inputs, outputs: tuple[str, ...], fi
     shapes = tuple({0: batch, 1: length} if text else {0: batch} for _ in inputs)
     plain = _Plain(model, tuple(inputs), outputs)
     plain.train(model.training)
-    with _evaluating(model), warnings.catch_warnings(), torch.no_grad():
+    with evaluating(model), warnings.catch_warnings(), torch.no_grad():
         # The exporter speaks of its own parts; what matters is checked below.
         warnings.simplefilter("ignore")
         try:
@@ -193,7 +192,7 @@ def _difference(model: PreTrainedModel, inputs: _Inputs, outputs: tuple[str, ...
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     found = session.run(list(outputs), {name: value.numpy() for name, value in inputs.items()})
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         expected = model(**inputs)
     worst = 0.0
     for name, array in zip(outputs, found, strict=True):
@@ -219,14 +218,3 @@ def _quantise(file: Path) -> Path:
     # the graph's in float32, .964 with one scale a matrix, and the file grows by 0.4 %.
     quantize_dynamic(str(file), str(smaller), per_channel=True, weight_type=QuantType.QInt8)
     return smaller
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
