@@ -26,6 +26,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from cli_support import SENTENCES, VOCABULARY, CommandLine, save_with_tokenizer, write_lines
 from filelock import FileLock
 from hub_originals import make_originals
 from hub_server import TOKEN, HubServer, Repository
@@ -151,6 +152,24 @@ def tiny_dinov2() -> ModelFactory:
         return build_tiny(head_class, Dinov2Config(**{**config, **settings}))
 
     return make
+
+
+@pytest.fixture
+def collab_hf(capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    """The command line: `collab_hf("compress", directory, "-o", out)`."""
+    return CommandLine(capsys)
+
+
+@pytest.fixture
+def model(tiny_bert: ModelFactory, tmp_path: Path) -> Path:
+    """Directory of a tiny BERT with its tokenizer."""
+    return save_with_tokenizer(tiny_bert(vocab_size=len(VOCABULARY)), tmp_path / "model")
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """A text file, one example a line, that the tiny tokenizer reads."""
+    return write_lines(tmp_path / "text.txt", SENTENCES)
 
 
 @pytest.fixture(scope="session")

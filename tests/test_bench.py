@@ -100,11 +100,6 @@ def test_cases_that_cannot_run(tiny_bert: Callable[..., Any]) -> None:
 
 
 @pytest.fixture
-def collab_hf(capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    return CommandLine(capsys)
-
-
-@pytest.fixture
 def checkpoints(tiny_bert: Any, tmp_path: Path) -> tuple[Path, Path]:
     """A dense checkpoint and a compressed one."""
     original = save_with_tokenizer(tiny_bert(BertForMaskedLM, vocab_size=len(VOCABULARY)), tmp_path / "model")

@@ -40,21 +40,6 @@ RANK = ["--method", "cp", "--rank", 6]
 WEIGHTS_ALONE = [*RANK, "--calibration", "none"]
 
 
-@pytest.fixture
-def collab_hf(capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    return CommandLine(capsys)
-
-
-@pytest.fixture
-def model(tiny_bert: Any, tmp_path: Path) -> Path:
-    return save_with_tokenizer(tiny_bert(BertModel, vocab_size=len(VOCABULARY)), tmp_path / "model")
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    return write_lines(tmp_path / "text.txt", SENTENCES)
-
-
 def states(directory: Path) -> torch.Tensor:
     inputs = AutoTokenizer.from_pretrained(directory)(SENTENCES[0], return_tensors="pt")
     with torch.no_grad():

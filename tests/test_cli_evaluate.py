@@ -17,24 +17,9 @@ from transformers import BertForSequenceClassification, BertModel, ViTModel
 
 
 @pytest.fixture
-def collab_hf(capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    return CommandLine(capsys)
-
-
-@pytest.fixture
-def model(tiny_bert: Any, tmp_path: Path) -> Path:
-    return save_with_tokenizer(tiny_bert(BertModel, vocab_size=len(VOCABULARY)), tmp_path / "model")
-
-
-@pytest.fixture
 def compressed(tiny_bert: Any, tmp_path: Path) -> Path:
     model = make_collab_(tiny_bert(BertModel, vocab_size=len(VOCABULARY)), PLANS["cp"])
     return save_with_tokenizer(model, tmp_path / "compressed")
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    return write_lines(tmp_path / "text.txt", SENTENCES)
 
 
 def test_similarity(collab_hf: CommandLine, compressed: Path, tmp_path: Path) -> None:

@@ -12,11 +12,6 @@ from collab_hf import __version__, cli
 COMMANDS = ("compress", "verify", "evaluate", "export", "push")
 
 
-@pytest.fixture
-def collab_hf(capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    return CommandLine(capsys)
-
-
 def test_help_does_not_wait_for_torch_or_transformers() -> None:
     """What makes it slow is imports; time itself is not measured, machines differ."""
     code = (

@@ -22,11 +22,6 @@ ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 @pytest.fixture
-def collab_hf(capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    return CommandLine(capsys)
-
-
-@pytest.fixture
 def saved(tiny_bert: Callable[..., Any], tmp_path: Path) -> Path:
     model = make_collab_(tiny_bert(BertForMaskedLM, vocab_size=len(VOCABULARY)), PLANS["tucker"])
     return save_with_tokenizer(model, tmp_path / "saved")

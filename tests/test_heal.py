@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,22 +17,12 @@ from cli_support import (
     write_lines,
 )
 from safetensors.torch import load_file
-from transformers import AutoModel, BertForMaskedLM, BertModel
+from transformers import AutoModel, BertForMaskedLM
 
 from collab_hf.cli.healing import RECOVERY_FILE, states_beside
 from collab_hf.recovery.masking import mask_tokens
 
 STEPS = ["--steps", 12, "--batch-size", 2, "--lr", 0.01]
-
-
-@pytest.fixture
-def collab_hf(capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    return CommandLine(capsys)
-
-
-@pytest.fixture
-def model(tiny_bert: Any, tmp_path: Path) -> Path:
-    return save_with_tokenizer(tiny_bert(BertModel, vocab_size=len(VOCABULARY)), tmp_path / "model")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 import yaml
-from cli_support import SENTENCES, VOCABULARY, CommandLine, save_with_tokenizer, write_lines
+from cli_support import SENTENCES, VOCABULARY, save_with_tokenizer, write_lines
 
 from collab_hf import CollabConfig
 from collab_hf.errors import FamilyError
@@ -22,11 +22,6 @@ DIGITS = 1e-4
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("COLLAB_HF_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def collab_hf(capsys):
-    return CommandLine(capsys)
 
 
 @pytest.fixture

@@ -2,12 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
-from cli_support import SENTENCES, VOCABULARY, save_with_tokenizer
-from transformers import AutoModelForSequenceClassification, BertModel
+from cli_support import SENTENCES
+from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 import run_glue
@@ -32,11 +31,6 @@ def table_for(name: str, path: Path, count: int = 12) -> Path:
         for i in range(count)
     ]
     return write_table(path, [*task.columns, "label" if task.labels else "score"], rows)
-
-
-@pytest.fixture
-def model(tiny_bert: Any, tmp_path: Path) -> Path:
-    return save_with_tokenizer(tiny_bert(BertModel, vocab_size=len(VOCABULARY)), tmp_path / "model")
 
 
 # Trainer of transformers 5.23 pins memory by default, which torch says is of no use on a CPU.
