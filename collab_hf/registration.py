@@ -2,25 +2,56 @@
 
 from __future__ import annotations
 
+from collections import UserDict
+from functools import cache
+from types import ModuleType
 from typing import Any
 
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from . import configuration_collab
+from .after_import import after_import
 from .families import FAMILIES
 from .peft_targets import extend_peft
 
+_PREFIX = "collab_"
 _registered: set[type[PreTrainedConfig]] = set()
 
 
+@cache
 def register() -> None:
-    """Register every family's config; its models follow when such a config is first met."""
+    """Register every family's config; its models follow when such a config is first met.
+
+    AutoConfig is not imported for it, which would take most of the time of `import collab_hf`.
+    """
     configuration_collab.on_config = _register_models
     configuration_collab.on_push = _push_model
-    for model_type in sorted({t for family in FAMILIES.values() for t in family.model_types}):
-        collab = configuration_collab.config_class(CONFIG_MAPPING[model_type])
-        AutoConfig.register(collab.model_type, collab, exist_ok=True)
+    after_import("transformers.models.auto.configuration_auto", _register_configs)
     extend_peft({t: [family.query, family.value] for family in FAMILIES.values() for t in family.model_types})
+
+
+class _RegisteredConfigs(UserDict[str, Any]):
+    """What `AutoConfig.register` was given, by model type; None stands for ours until it is looked up.
+
+    AutoConfig is often imported in the middle of a host's files, which can't be asked for their classes then.
+    """
+
+    def __init__(self, hosts: Any, registered: Any) -> None:
+        self._hosts = hosts
+        super().__init__(registered)
+        for family in FAMILIES.values():
+            self.data.update({_PREFIX + model_type: None for model_type in family.model_types})
+
+    def __getitem__(self, model_type: str) -> Any:
+        if self.data[model_type] is None:
+            host = self._hosts[model_type.removeprefix(_PREFIX)]
+            self.data[model_type] = configuration_collab.config_class(host)
+        return self.data[model_type]
+
+
+def _register_configs(auto: ModuleType) -> None:
+    hosts = auto.CONFIG_MAPPING
+    hosts._extra_content = _RegisteredConfigs(hosts, hosts._extra_content)
 
 
 def _register_models(base: type[PreTrainedConfig]) -> None:
