@@ -157,7 +157,7 @@ def hide_paths(text: str) -> str:
 
 
 def _metadata(facts: CardFacts) -> ModelCardData:
-    taken = {name: facts.source[name] for name in _TAKEN_OVER if facts.source.get(name)}
+    taken = _taken_over(facts.source)
     tags = [tag for tag in _listed(facts.source.get("tags")) if isinstance(tag, str) and not _is_path(tag)]
     taken.setdefault("pipeline_tag", _by_head(facts, _PIPELINES) or _backbone_pipeline(facts))
     base = base_model(facts)
@@ -169,6 +169,19 @@ def _metadata(facts: CardFacts) -> ModelCardData:
         tags=list(dict.fromkeys(["collab_hf", "collaborative-attention", "compressed", *tags])),
         **taken,
     )
+
+
+def _taken_over(source: Mapping[str, Any]) -> dict[str, Any]:
+    taken = {name: source[name] for name in _TAKEN_OVER if name in source}
+    if "language" in taken:
+        # YAML 1.1 reads the code of Norwegian, no, as a boolean.
+        taken["language"] = ["no" if code is False else code for code in _listed(taken["language"])]
+    if "datasets" in taken:
+        names = [name for name in _listed(taken["datasets"]) if isinstance(name, str)]
+        taken["datasets"] = [name for name in names if _HUB_ID.fullmatch(name)]
+    if "license_link" in taken:
+        taken["license_link"] = hide_paths(str(taken["license_link"]))
+    return {name: value for name, value in taken.items() if value}
 
 
 def base_model(facts: CardFacts) -> str | None:

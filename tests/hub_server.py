@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-import yaml
+from card_rules import card_errors
 
 TOKEN = "hf_of_the_tests"
 
@@ -115,7 +115,7 @@ class HubServer:
         if path == "/api/whoami-v2":
             return (200, {"name": "me", "type": "user", "orgs": []}, {}) if token else (401, {}, {})
         if path == "/api/validate-yaml":
-            errors = _card_errors(json.loads(body)["content"])
+            errors = card_errors(json.loads(body)["content"])
             return 400 if errors else 200, {"errors": errors, "warnings": []}, {}
         if path == "/api/repos/create":
             return self._create(json.loads(body), token)
@@ -245,18 +245,3 @@ def _missing(code: str) -> tuple[int, Any, dict[str, str]]:
 
 def _entry(name: str, data: bytes) -> dict[str, Any]:
     return {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-
-
-def _card_errors(content: str) -> list[dict[str, str]]:
-    """What the Hub refuses in a card's header, as far as its documentation says."""
-    header = yaml.safe_load(content.split("---")[1])
-    errors = []
-    if header.get("base_model_relation") not in (None, "adapter", "merge", "quantized", "finetune"):
-        errors.append({"message": '"base_model_relation" is unknown'})
-    for name in ("base_model", "datasets"):
-        for value in header.get(name) or []:
-            if len(value) > 1 and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value):
-                errors.append({"message": f'"{name}" with value "{value}" is not valid'})
-    if not all(isinstance(tag, str) for tag in header.get("tags", [])):
-        errors.append({"message": '"tags" must be strings'})
-    return errors

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
-from hub_server import _card_errors
+from card_rules import card_errors
+from hub_server import HubServer
+from huggingface_hub import ModelCard
 from random_models import PLANS, make_collab_
 from transformers import BertForMaskedLM, BertModel
 
@@ -74,10 +76,61 @@ def test_what_a_card_says(made: Path) -> None:
     assert recipe["query_rank"] == 8
 
 
-def test_a_card_is_valid(made: Path) -> None:
-    assert _card_errors(str(make_card(made))) == []
-    # Negative control: the same check refuses a relation that the Hub does not know.
-    assert _card_errors(str(make_card(made)).replace("relation: finetune", "relation: shrunk"))
+def test_a_card_is_valid(made: Path, online: HubServer) -> None:
+    """By huggingface_hub's own check, which asks the Hub."""
+    make_card(made).validate()
+    assert online.requests == ["POST /api/validate-yaml"]
+
+
+def test_odd_metadata_of_the_original_is_mended_or_left_out(made: Path, online: HubServer) -> None:
+    (made / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: my-own\nlicense_link: /home/secret-user/LICENSE\n"
+        "language: [en, no]\ndatasets: [squad, ../secret-user/data, 3]\ntags: [nice, 7]\n---\n"
+    )
+    card = make_card(made)
+    card.validate()
+    data = card_metadata(str(card))
+    assert data["language"] == ["en", "no"]  # YAML reads Norwegian as a boolean
+    assert data["datasets"] == ["squad"]
+    assert data["license_link"] == "LICENSE"
+    assert "secret-user" not in str(card)
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("license: free", "license"),
+        ("license: other", "license_name"),
+        ("language: English", "language"),
+        ("language: [en, false]", "language"),
+        ("datasets: [null]", "datasets"),
+        ("datasets: /home/me/data", "datasets"),
+        ("metrics: [Mean squared error]", "metrics"),
+        ("base_model: ./bert", "base_model"),
+        ("base_model_relation: shrunk\nbase_model: org/bert", "base_model_relation"),
+        ("base_model_relation: finetune", "base_model"),
+        ("pipeline_tag: shrinking", "pipeline_tag"),
+        ("tags: [1]", "tags"),
+    ],
+)
+def test_the_check_refuses(online: HubServer, line: str, complaint: str) -> None:
+    """Negative control of the two above."""
+    with pytest.raises(ValueError, match=f'"{complaint}'):
+        ModelCard(f"---\n{line}\n---\n").validate()
+
+
+@pytest.mark.parametrize(
+    ("header", "complaint"),
+    [
+        ("model-index: [{name: small}]", "results"),
+        ("model-index: [{name: small, results: [{task: {type: fill-mask}}]}]", "dataset"),
+        ("tags: [", "not YAML"),
+        ("just words", "no header"),
+    ],
+)
+def test_what_the_client_does_not_even_send(header: str, complaint: str) -> None:
+    (error,) = card_errors(f"---\n{header}\n---\n")
+    assert complaint in error["message"]
 
 
 def test_no_local_path_gets_in(made: Path, tmp_path: Path) -> None:
@@ -127,7 +180,7 @@ def test_a_bare_checkpoint_has_a_card(tiny_bert: Callable[..., Any], tmp_path: P
     text = str(make_card(tmp_path / "bare"))
     assert "tucker, 2 key groups" in text
     assert card_metadata(text)["pipeline_tag"] == "feature-extraction"
-    assert _card_errors(text) == []
+    assert card_errors(text) == []
 
 
 def test_what_has_no_card(tiny_bert: Callable[..., Any], made: Path, tmp_path: Path) -> None:
