@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,12 @@ from torch import Tensor
 
 from .errors import CalibrationError
 from .example_sources import DEFAULT, open_image, read_images, read_texts
+
+# Of the default text's characters, the tokenizer of minilm keeps all, one for reactions (SMILES) 0.29, one
+# for proteins 0.02.
+_KEPT_BY_TEXT_TOKENIZERS = 0.5
+# Enough to tell: the first 64 of the default texts give the same share within 0.02.
+_TEXTS_LOOKED_AT = 64
 
 
 class ExampleBatches:
@@ -122,6 +129,8 @@ def load_batches(
     Raises:
         CalibrationError: a number out of its range, a processor that is neither for text nor for images, or a
             source that can't be read (see `read_texts` and `read_images`).
+    Warns:
+        UserWarning: the default text is not what the tokenizer was made for.
     """
     for name, value in (
         ("batch_size", batch_size),
@@ -137,6 +146,8 @@ def load_batches(
         texts, images = _read_both(source, max_examples, seed)
     elif tokenizer is not None:
         texts = read_texts(source, max_examples, seed)
+        if isinstance(source, str) and source == DEFAULT:
+            _warn_of_foreign_text(tokenizer, texts[:_TEXTS_LOOKED_AT])
     else:
         images = read_images(source, max_examples, seed)
     return ExampleBatches(
@@ -175,6 +186,26 @@ def _read_both(source: Any, max_examples: int, seed: int) -> tuple[Sequence[str]
         return texts, read_images(source, max_examples, seed)
     except CalibrationError:
         return texts, read_images(DEFAULT, max_examples, seed)
+
+
+def _warn_of_foreign_text(tokenizer: Any, texts: Sequence[str]) -> None:
+    """Warn where the tokens do not spell the texts.
+
+    Neither unknown tokens nor characters per token would tell: a SMILES tokenizer drops what it doesn't know.
+    """
+    ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    kept = sum(_letters(tokenizer.decode(row, skip_special_tokens=True)) for row in ids)
+    share = kept / sum(map(_letters, texts))
+    if share < _KEPT_BY_TEXT_TOKENIZERS:
+        warnings.warn(
+            f"the default text is not what this model reads: its tokenizer keeps {share:.0%} of the "
+            "characters; give examples of your own, with --calibration or --data on the command line",
+            stacklevel=3,
+        )
+
+
+def _letters(text: str) -> int:
+    return len("".join(text.split()))
 
 
 def _with_padding(tokenizer: Any) -> Any:

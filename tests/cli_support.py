@@ -3,6 +3,7 @@
 import json
 import os
 import string
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,18 +57,19 @@ class Result:
 
 
 class CommandLine:
-    """Calls `collab-hf` in this process, and leaves transformers' logging as it was."""
+    """Calls `collab-hf` in this process, and leaves logging and warnings as they were."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
 
     def __call__(self, *arguments: object) -> Result:
-        verbosity = logging.get_verbosity()
+        verbosity, form = logging.get_verbosity(), warnings.formatwarning
         self._capsys.readouterr()
         try:
             code = cli.run([str(argument) for argument in arguments])
         finally:
             logging.set_verbosity(verbosity)
+            warnings.formatwarning = form
             logging.enable_progress_bar()
             enable_progress_bars()
             os.environ.pop("HF_DATASETS_DISABLE_PROGRESS_BARS", None)

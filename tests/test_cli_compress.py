@@ -46,6 +46,19 @@ def states(directory: Path) -> torch.Tensor:
         return AutoModel.from_pretrained(directory)(**inputs)[0]
 
 
+def test_a_warning_is_one_sentence(model: Path, tmp_path: Path) -> None:
+    """In a process of its own: pytest keeps warnings to itself."""
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    for letter in "aeinorst":  # in nearly every word
+        del tokenizer["model"]["vocab"][letter], tokenizer["model"]["vocab"][f"##{letter}"]
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    words = ["compress", model, "-o", tmp_path / "out", *RANK, "--calibration-examples", 8]
+    command = [sys.executable, "-m", "collab_hf", *map(str, words)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stderr.startswith("warning: the default text is not what this model reads")
+    assert result.stderr.count("\n") == 1
+
+
 def test_a_compressed_checkpoint_is_whole(
     collab_hf: CommandLine, model: Path, text: Path, tmp_path: Path
 ) -> None:

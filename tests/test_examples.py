@@ -9,9 +9,16 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from cli_support import VOCABULARY
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BartConfig, BertConfig, PreTrainedTokenizerFast, ViTImageProcessorPil
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import (
+    BartConfig,
+    BertConfig,
+    BertTokenizer,
+    PreTrainedTokenizerFast,
+    ViTImageProcessorPil,
+)
 
 from collab_hf.errors import CalibrationError
 from collab_hf.example_sources import DEFAULT_TEXT_FILE, open_image, read_images, read_texts
@@ -313,6 +320,32 @@ def test_two_towers_find_texts_and_images_in_one_dataset() -> None:
     batches = load_batches(datasets.Dataset.from_dict(rows, features=features), two_towers())
     assert sorted(batches.texts) == sorted(LINES)
     assert len(batches.images) == 4
+
+
+def smiles_tokenizer() -> PreTrainedTokenizerFast:
+    """Knows atoms, and drops everything else instead of calling it unknown."""
+    vocabulary = {token: index for index, token in enumerate(["[PAD]", "[UNK]", *"cnosp"])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("[cnosp]"), behavior="removed", invert=True)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
+
+
+def letter_tokenizer() -> BertTokenizer:
+    return BertTokenizer(vocab={token: index for index, token in enumerate(VOCABULARY)})
+
+
+@pytest.mark.parametrize("tokenizer", [tiny_tokenizer(), smiles_tokenizer()], ids=["unknown", "dropped"])
+def test_default_text_that_the_tokenizer_cannot_spell(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.warns(
+        UserWarning, match="the default text is not what this model reads: its tokenizer keeps"
+    ):
+        load_batches("default", tokenizer, max_examples=20)
+
+
+def test_no_warning_where_the_text_fits_or_is_the_users() -> None:
+    """Negative control: warnings are errors here."""
+    assert load_batches("default", letter_tokenizer(), max_examples=20)
+    assert load_batches(LINES, smiles_tokenizer())
 
 
 def test_wrong_arguments() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +39,7 @@ class AnsweringCommand(TyperCommand):
 
 
 def start_reporting() -> bool:
-    """Leave stderr to progress bars and errors.
+    """Leave stderr to progress bars, warnings and errors, the latter two in one sentence each.
 
     Returns:
         Whether to draw progress bars: on a terminal alone, in the libraries too.
@@ -46,6 +47,7 @@ def start_reporting() -> bool:
     from huggingface_hub.utils.tqdm import disable_progress_bars
     from transformers.utils import logging
 
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     watched = sys.stderr.isatty()
     logging.set_verbosity_error()
     if not watched:
