@@ -19,6 +19,7 @@ from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
+    TorchAoConfig,
     ViTForImageClassification,
     pipeline,
 )
@@ -186,6 +187,24 @@ def test_dynamic_int8_of_torch(tiny_bert: Callable[..., Any]) -> None:
     small = quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
     change = (outputs(small, inputs) - expected).norm() / expected.norm()
     assert 1e-5 < change < 0.1
+
+
+@pytest.mark.filterwarnings("ignore")  # of torchao, about kernels for other machines
+@pytest.mark.parametrize("plan", PLANS)
+def test_int8_of_torchao(plan: str, tiny_bert: Callable[..., Any], tmp_path: Path) -> None:
+    torchao = pytest.importorskip("torchao.quantization")
+    model = make_collab_(tiny_bert(), PLANS[plan])
+    inputs = text_inputs()
+    expected = outputs(model, inputs)
+    model.save_pretrained(tmp_path / "whole")
+    config = TorchAoConfig(torchao.Int8DynamicActivationInt8WeightConfig())
+    small = AutoModel.from_pretrained(tmp_path / "whole", quantization_config=config)
+    change = (outputs(small, inputs) - expected).norm() / expected.norm()
+    assert 1e-5 < change < 0.1  # seen: 0.01 to 0.03
+    small.save_pretrained(tmp_path / "small")
+    again = AutoModel.from_pretrained(tmp_path / "small")
+    assert type(again.get_parameter("encoder.layer.0.attention.self.query.weight")).__name__ == "Int8Tensor"
+    assert torch.equal(outputs(again, inputs), outputs(small, inputs))
 
 
 def test_image_models_compute_in_bfloat16(tiny_vit: Callable[..., Any]) -> None:
