@@ -1,14 +1,14 @@
 """Streamed activation statistics of each attention layer's input.
 
-The forward passes of the whole model run once over the calibration batches; forward pre-hooks on the
-attention modules add every real token to a `MomentsAccumulator`. Memory is D x D per layer, whatever the
+The forward passes of the whole model run once over the calibration batches; hooks on the attention modules
+add every real token to a `MomentsAccumulator`. Memory is D x D per layer, whatever the
 amount of data.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -66,10 +66,74 @@ def collect_statistics(
     """
     if not layers:
         raise CalibrationError("calibration needs at least one attention layer, got none")
-    device, dtype = _placement(model)
-    recorder = _Recorder(model, layers)
+    recorder = _Recorder(layers)
     count = 0
-    with recorder.attached(), evaluating(model), torch.no_grad():
+    for _ in watch_layers(model, layers, batches, recorder.see, progress=progress):
+        count += 1
+    if count == 0:
+        raise CalibrationError(
+            "calibration data held no batch; pass at least one, or calibration=None to do without data"
+        )
+    return recorder.statistics()
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCall:
+    """One call of an attention layer.
+
+    Attributes:
+        name: the layer's.
+        arguments: its arguments by parameter name.
+        output: what it returned.
+        masks: `attention_mask` and `encoder_attention_mask` that the sub-model around the layer was given.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    output: Any
+    masks: Mapping[str, Any]
+
+    @property
+    def query_input(self) -> Tensor:
+        """Input of the query projection, (B, T, D).
+
+        Raises:
+            CalibrationError: the layer's first input is not a tensor.
+        """
+        found = self.arguments.get("hidden_states", next(iter(self.arguments.values()), None))
+        if not isinstance(found, Tensor):
+            raise CalibrationError(
+                "the first input of an attention layer must be a tensor, "
+                f"got {type(found).__name__} ({self.name})"
+            )
+        return found
+
+
+def watch_layers(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Iterable[Mapping[str, Any]],
+    see: Callable[[LayerCall], None],
+    *,
+    progress: bool = False,
+) -> Generator[int]:
+    """Run the model over batches in eval mode and show every call of the layers.
+
+    Args:
+        model: called as model(**batch); left as it was found.
+        layers: attention modules of the model by name.
+        batches: model inputs by name, as for `collect_statistics`.
+        see: gets each call after it happened.
+        progress: show a progress bar on stderr.
+
+    Yields:
+        The number of batches that have run, after each of them.
+
+    Raises:
+        CalibrationError: a batch that is no mapping with tensors, or that the model refuses.
+    """
+    device, dtype = _placement(model)
+    with _attached(model, layers, see), evaluating(model), torch.no_grad():
         for count, batch in enumerate(_with_progress(batches, progress), start=1):
             inputs = _inputs(batch, count, device, dtype)
             try:
@@ -79,55 +143,51 @@ def collect_statistics(
                     f"{type(model).__name__} refused calibration batch {count} "
                     f"with the inputs {', '.join(inputs)}: {error}"
                 ) from error
-    if count == 0:
-        raise CalibrationError(
-            "calibration data held no batch; pass at least one, or calibration=None to do without data"
-        )
-    return recorder.statistics()
+            yield count
+
+
+@contextmanager
+def _attached(
+    model: nn.Module, layers: Mapping[str, nn.Module], see: Callable[[LayerCall], None]
+) -> Iterator[None]:
+    """Hooks on the layers and on the sub-models above them, inside the with block."""
+    paths = {module: path for path, module in model.named_modules()}
+    towers = {name: _tower(model, paths.get(module, "")) for name, module in layers.items()}
+    masks: dict[nn.Module, Mapping[str, Any]] = {}  # the arguments each tower was called with last
+
+    def see_tower(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        arguments = _arguments(module, args, kwargs)
+        masks[module] = {k: arguments.get(k) for k in ("attention_mask", "encoder_attention_mask")}
+
+    def layer_hook(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            see(LayerCall(name, _arguments(module, args, kwargs), output, masks.get(towers[name], {})))
+
+        return hook
+
+    with ExitStack() as stack:
+        for tower in dict.fromkeys(towers.values()):
+            stack.callback(tower.register_forward_pre_hook(see_tower, with_kwargs=True).remove)
+        for name, module in layers.items():
+            stack.callback(module.register_forward_hook(layer_hook(name), with_kwargs=True).remove)
+        yield
 
 
 class _Recorder:
-    """Hooks on the layers and on the sub-models above them, and the accumulators that the hooks fill."""
+    """Accumulators of what the layers read."""
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-        self._layers = layers
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
         self._queries = {name: MomentsAccumulator(name) for name in layers}
         self._keys: dict[str, MomentsAccumulator] = {}  # cross-attention only
-        paths = {module: path for path, module in model.named_modules()}
-        self._towers = {name: _tower(model, paths.get(module, "")) for name, module in layers.items()}
-        self._masks: dict[nn.Module, Mapping[str, Any]] = {}  # the arguments each tower was called with last
 
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        """Keep the hooks registered inside the with block."""
-        with ExitStack() as stack:
-            for tower in dict.fromkeys(self._towers.values()):
-                stack.enter_context(_pre_hook(tower, self._see_tower))
-            for name, module in self._layers.items():
-                stack.enter_context(_pre_hook(module, self._layer_hook(name)))
-            yield
-
-    def _see_tower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        arguments = _arguments(module, args, kwargs)
-        self._masks[module] = {k: arguments.get(k) for k in ("attention_mask", "encoder_attention_mask")}
-
-    def _layer_hook(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            arguments = _arguments(module, args, kwargs)
-            masks = self._masks.get(self._towers[name], {})
-            query_input = arguments.get("hidden_states", next(iter(arguments.values()), None))
-            if not isinstance(query_input, Tensor):
-                raise CalibrationError(
-                    "the first input of an attention layer must be a tensor, "
-                    f"got {type(query_input).__name__} ({name})"
-                )
-            self._queries[name].update(_real_tokens(query_input, masks.get("attention_mask")))
-            key_input = next((arguments[k] for k in _KEY_INPUT_NAMES if arguments.get(k) is not None), None)
-            if isinstance(key_input, Tensor) and key_input is not query_input:
-                accumulator = self._keys.setdefault(name, MomentsAccumulator(f"key side of {name}"))
-                accumulator.update(_real_tokens(key_input, masks.get("encoder_attention_mask")))
-
-        return hook
+    def see(self, call: LayerCall) -> None:
+        """Add the real tokens of a call."""
+        source, arguments = call.query_input, call.arguments
+        self._queries[call.name].update(real_tokens(source, call.masks.get("attention_mask")))
+        key_input = next((arguments[k] for k in _KEY_INPUT_NAMES if arguments.get(k) is not None), None)
+        if isinstance(key_input, Tensor) and key_input is not source:
+            accumulator = self._keys.setdefault(call.name, MomentsAccumulator(f"key side of {call.name}"))
+            accumulator.update(real_tokens(key_input, call.masks.get("encoder_attention_mask")))
 
     def statistics(self) -> dict[str, LayerStatistics]:
         """What was collected, by layer name."""
@@ -159,8 +219,16 @@ def _tower(model: nn.Module, path: str) -> nn.Module:
     return model
 
 
-def _real_tokens(hidden_states: Tensor, mask: Any) -> Tensor:
-    """Rows (num_tokens, hidden_size) of (batch, tokens, hidden_size), where mask (batch, tokens) says so."""
+def real_tokens(hidden_states: Tensor, mask: Any) -> Tensor:
+    """Leave padding out.
+
+    Args:
+        hidden_states: (batch, tokens, hidden_size).
+        mask: of real tokens; anything but a tensor of shape (batch, tokens) is not about them.
+
+    Returns:
+        (num_tokens, hidden_size).
+    """
     if isinstance(mask, Tensor) and mask.shape == hidden_states.shape[:-1]:
         return hidden_states[mask.to(hidden_states.device) != 0]
     return hidden_states.reshape(-1, hidden_states.shape[-1])
@@ -222,13 +290,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in training.items():
             module.training = mode
-
-
-@contextmanager
-def _pre_hook(module: nn.Module, hook: Any) -> Iterator[None]:
-    """Keep a forward pre-hook registered inside the with block."""
-    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()

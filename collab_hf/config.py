@@ -184,6 +184,8 @@ class CollabConfig:
         solver: None for the structured solvers, or a tensorly decomposition such as `tensorly.parafac`.
         damping: added to the covariance's diagonal, relative to its mean (dimensionless, >= 0).
         seed: seed of every random choice.
+        reconstruct_steps: gradient steps for each layer that fit its factors to its attention output on the
+            calibration data, after the decomposition; 0 for none. They need data, statistics don't do.
         hold_out: keep every eighth calibration example, 64 at most, out of the statistics, as planning does
             to measure on them; it stands in recipes that a plan wrote, so that they give the same again.
         precision: dtype inside the solvers, `float64` or `float32`.
@@ -210,6 +212,7 @@ class CollabConfig:
     solver: str | None = None
     damping: float = 1e-3
     seed: int = 0
+    reconstruct_steps: int = 75
     hold_out: bool = False
     precision: Literal["float64", "float32"] = "float64"
     layers: Mapping[str, Mapping[str, Any] | Literal["dense"]] = field(default_factory=dict)
@@ -224,6 +227,8 @@ class CollabConfig:
             raise ConfigError(f"precision must be float64 or float32, got {self.precision!r}")
         if self.damping < 0:
             raise ConfigError(f"damping must be at least 0, got {self.damping}")
+        if self.reconstruct_steps < 0:
+            raise ConfigError(f"reconstruct_steps must be at least 0, got {self.reconstruct_steps}")
         if self.budget is not None and not 0 < self.budget <= 1:
             raise ConfigError(
                 f"budget must be in (0, 1], the share of query/key parameters to keep, got {self.budget}"

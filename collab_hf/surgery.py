@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from .attention import CollabAttention, convert_
+from .attention import CollabAttention
 from .calibration import LayerStatistics, collect_statistics
 from .config import CollabConfig, LayerPlan, Method
 from .errors import ConfigError, FamilyError
@@ -30,6 +29,7 @@ from .planning import (
     split_batches,
 )
 from .planning.costs import break_even_length
+from .reconstruction import Reconstruction, fill_, graft_, reconstruct
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,13 @@ class LayerReport:
         method: `cp`, `tucker`, `svd`, `copy`, or `dense` where it was left alone.
         rank: width of the shared query projection.
         plan: every setting of the form; None where dense.
-        relative_error: ||T - T^||_F / ||T||_F, whitened by the calibration data where there is some.
+        relative_error: ||T - T^||_F / ||T||_F of the decomposition, whitened by the calibration data where
+            there is some.
         qk_parameters_before: weights and biases of the dense query and key projections.
         qk_parameters_after: shared projections, mixing and content bias.
         break_even_length: tokens from which the form takes more operations than dense; None for never.
+        output_error: relative error of the attention output on calibration tokens that neither step saw,
+            after decomposition and after reconstruction; None without reconstruction.
     """
 
     name: str
@@ -55,6 +58,7 @@ class LayerReport:
     qk_parameters_before: int
     qk_parameters_after: int
     break_even_length: int | None = None
+    output_error: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,9 @@ class CompressionReport:
         config: the settings, with the forms that planning chose written out; they give the same again.
         predicted_loss: sum of the planned layers' measured divergences, each replaced alone; None unless
             layers were planned on data.
-        measured_loss: divergence of the compressed model's hidden states from the original's on the same
-            examples, which the statistics did not see.
+        decomposed_loss: divergence of the hidden states from the original's on the same examples, which
+            neither statistics nor reconstruction saw, after decomposition: what predicted_loss predicts.
+        measured_loss: the same after reconstruction, which is how the model comes out.
     """
 
     layers: tuple[LayerReport, ...]
@@ -79,6 +84,7 @@ class CompressionReport:
     calibrated: bool
     config: CollabConfig = field(default_factory=CollabConfig)
     predicted_loss: float | None = None
+    decomposed_loss: float | None = None
     measured_loss: float | None = None
 
     @property
@@ -140,14 +146,9 @@ def compress_(
     config = config or CollabConfig()
     layers = dense_layers(model)
     _candidates(layers, config)  # ranks that don't fit come out before any work
-    predicted, divergence = None, None
-    if planned_layers(config, layers):
-        planned = plan_model(model, layers, config, calibration, progress=progress)
-        config, calibration = planned.config, planned.statistics
-        if planned.measured:
-            predicted, divergence = planned.predicted_loss, Divergence(model, planned.held_out)
+    prepared = _prepare(model, layers, config, calibration, progress)
+    config, statistics, divergence = prepared.config, prepared.statistics, prepared.divergence
     chosen, plans = _candidates(layers, config)
-    statistics = _statistics(model, {name: layers[name][0] for name in chosen}, calibration, config, progress)
     before = sum(p.numel() for p in model.parameters())
     factors: dict[str, SharedFactors] = {}
     for name in tqdm(chosen, desc="Decomposing", unit="layer", disable=not progress):
@@ -156,17 +157,84 @@ def compress_(
         factors[name] = choose_factors(
             scores, chosen[name], plans[name], None if statistics is None else statistics[name]
         )
+    better = _reconstruct(model, layers, factors, prepared.seen, config, progress)
     qk_before = {name: _qk_parameters(*layers[name]) for name in layers}
     for name, result in factors.items():
-        _install_(layers[name][0], result)
+        graft_(layers[name][0], result)
     adopt_(model, {name: result.plan for name, result in factors.items()})
+    decomposed = None if divergence is None else divergence.measure()
+    for name, found in better.items():
+        fill_(layers[name][0], found.factors)
     reports = [
-        _report(name, factors.get(name), qk_before[name], layers[name][1], layers[name][0]) for name in layers
+        _report(name, factors.get(name), better.get(name), qk_before[name], layers[name][1], layers[name][0])
+        for name in layers
     ]
     after = sum(p.numel() for p in model.parameters())
-    measured = None if divergence is None else divergence.measure()
+    measured = divergence.measure() if divergence is not None and better else decomposed
     return CompressionReport(
-        tuple(reports), before, after, statistics is not None, config, predicted, measured
+        tuple(reports),
+        before,
+        after,
+        statistics is not None,
+        config,
+        prepared.predicted_loss,
+        decomposed,
+        measured,
+    )
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What compression goes by once layers are planned and calibration data are read."""
+
+    config: CollabConfig
+    statistics: Mapping[str, LayerStatistics] | None
+    seen: Sequence[Mapping[str, Any]] = ()
+    predicted_loss: float | None = None
+    divergence: Divergence | None = None
+
+
+def _prepare(
+    model: PreTrainedModel,
+    layers: Mapping[str, tuple[nn.Module, Family]],
+    config: CollabConfig,
+    calibration: Iterable[Mapping[str, Any]] | Mapping[str, LayerStatistics] | None,
+    progress: bool,
+) -> _Prepared:
+    if planned_layers(config, layers):
+        plan = plan_model(model, layers, config, calibration, progress=progress)
+        if not plan.measured:
+            return _Prepared(plan.config, plan.statistics, plan.seen)
+        divergence = Divergence(model, plan.held_out)
+        return _Prepared(plan.config, plan.statistics, plan.seen, plan.predicted_loss, divergence)
+    if calibration is None or isinstance(calibration, Mapping):
+        return _Prepared(config, calibration)
+    batches = list(calibration)
+    seen = split_batches(batches)[0] if config.hold_out else batches
+    chosen = {name: layers[name][0] for name in _candidates(layers, config)[0]}
+    return _Prepared(config, collect_statistics(model, chosen, seen, progress=progress), seen)
+
+
+def _reconstruct(
+    model: PreTrainedModel,
+    layers: Mapping[str, tuple[nn.Module, Family]],
+    factors: Mapping[str, SharedFactors],
+    batches: Sequence[Mapping[str, Any]],
+    config: CollabConfig,
+    progress: bool,
+) -> dict[str, Reconstruction]:
+    """Fit the factors of all forms but `copy`, which is exact, to the layers' outputs."""
+    inexact = {name: result for name, result in factors.items() if result.plan.method != "copy"}
+    if not batches or not config.reconstruct_steps or not inexact:
+        return {}
+    return reconstruct(
+        model,
+        {name: layers[name][0] for name in inexact},
+        inexact,
+        batches,
+        steps=config.reconstruct_steps,
+        seed=config.seed,
+        progress=progress,
     )
 
 
@@ -212,41 +280,18 @@ def dense_layers(model: nn.Module) -> dict[str, tuple[nn.Module, Family]]:
     return layers
 
 
-def _statistics(
-    model: PreTrainedModel,
-    layers: Mapping[str, nn.Module],
-    calibration: Iterable[Mapping[str, Any]] | Mapping[str, LayerStatistics] | None,
-    config: CollabConfig,
-    progress: bool,
-) -> Mapping[str, LayerStatistics] | None:
-    if calibration is None or isinstance(calibration, Mapping):
-        return calibration
-    if config.hold_out:
-        calibration = split_batches(list(calibration))[0]
-    return collect_statistics(model, layers, calibration, progress=progress)
-
-
-def _install_(module: nn.Module, factors: SharedFactors) -> None:
-    """Convert a dense module and fill in its factors."""
-    family = FAMILIES[type(module).__name__]
-    convert_(module, factors.plan)
-    query, key = family.projection(module, "query"), family.projection(module, "key")
-    rows: list[Tensor] = [factors.shared_key.T]
-    if factors.content_bias is not None:
-        rows.append(factors.content_bias)
-    with torch.no_grad():
-        query.weight.copy_(factors.shared_query.T)
-        key.weight.copy_(torch.cat(rows))
-    module.get_submodule("mixing").load_state_dict(factors.mixing.state_dict())
-
-
 def _qk_parameters(module: nn.Module, family: Family) -> int:
     projections = (family.projection(module, "query"), family.projection(module, "key"))
     return sum(p.numel() for projection in projections for p in projection.parameters())
 
 
 def _report(
-    name: str, factors: SharedFactors | None, before: int, family: Family, module: nn.Module
+    name: str,
+    factors: SharedFactors | None,
+    better: Reconstruction | None,
+    before: int,
+    family: Family,
+    module: nn.Module,
 ) -> LayerReport:
     shape = family.shape(module)
     if factors is None:
@@ -262,4 +307,5 @@ def _report(
         before,
         after,
         None if math.isinf(dearer_from) else math.ceil(dearer_from),
+        None if better is None else (better.error_before, better.error_after),
     )

@@ -69,6 +69,15 @@ CalibrationExamples = Annotated[
     int | None, typer.Option(metavar="N", help="Calibration examples at most.  [default: 1000]")
 ]
 
+ReconstructSteps = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Gradient steps for each layer that fit its factors to its attention output on the calibration "
+        "examples, after the decomposition; 0 for none.  [default: 75]",
+    ),
+]
+
 
 def compress(
     model: options.Model,
@@ -98,6 +107,7 @@ def compress(
     ] = None,
     calibration: Calibration = None,
     calibration_examples: CalibrationExamples = None,
+    reconstruct_steps: ReconstructSteps = None,
     heal_steps: HealSteps = None,
     heal_minutes: HealMinutes = None,
     seed: Annotated[
@@ -144,6 +154,7 @@ def compress(
         "content_bias": content_bias,
         "calibration": calibration,
         "calibration_examples": calibration_examples,
+        "reconstruct_steps": reconstruct_steps,
         "seed": seed,
     }
     written = {} if config is None else Recipe.read(config)
@@ -247,12 +258,20 @@ def _describe(report: CompressionReport, output: Path, size: int) -> str:
 
 
 def _losses(report: CompressionReport) -> list[str]:
-    if report.predicted_loss is None or report.measured_loss is None:
-        return []
-    return [
-        f"divergence of the hidden states: predicted {report.predicted_loss:.4f}, "
-        f"measured {report.measured_loss:.4f}"
-    ]
+    lines = []
+    errors = [layer.output_error for layer in report.layers if layer.output_error is not None]
+    if errors:
+        before, after = (sum(side) / len(errors) for side in zip(*errors, strict=True))
+        lines.append(
+            f"attention output on held-out calibration tokens: mean relative error {before:.4f} decomposed, "
+            f"{after:.4f} reconstructed"
+        )
+    if report.predicted_loss is not None and report.measured_loss is not None:
+        lines.append(
+            f"divergence of the hidden states: predicted {report.predicted_loss:.4f}, "
+            f"decomposed {report.decomposed_loss:.4f}, reconstructed {report.measured_loss:.4f}"
+        )
+    return lines
 
 
 def _slower(report: CompressionReport) -> list[str]:

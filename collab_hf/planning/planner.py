@@ -49,13 +49,15 @@ class ModelPlan:
         layers: planned layers, in the model's order.
         config: settings with every layer's form written out; compress_ with it needs no planning.
         statistics: moments of the layers' inputs that the plan was made from; None without data.
-        held_out: model inputs that the statistics did not see; empty without data.
+        seen: model inputs that the statistics were made from; empty without data.
+        held_out: model inputs that they did not see; likewise.
         measured: whether losses are divergences of the output; else they are squared errors of the scores.
     """
 
     layers: tuple[PlannedLayer, ...]
     config: CollabConfig
     statistics: Mapping[str, LayerStatistics] | None
+    seen: tuple[Batch, ...] = ()
     held_out: tuple[Batch, ...] = ()
     measured: bool = False
 
@@ -150,13 +152,17 @@ def plan_model(
         raise ConfigError("no layer is left to plan: every one has a form or a budget of its own")
     if config.target_flops is not None:
         flops_target(config)  # a mistake in it must not come out after minutes of measuring
-    held: tuple[Batch, ...] = ()
+    seen: list[Batch] = []
+    held: list[Batch] = []
     statistics: Mapping[str, LayerStatistics] | None
     if calibration is None or isinstance(calibration, Mapping):
         statistics = calibration
         curves = spectral_curves(layers, settings, statistics, progress=progress)
     else:
-        curves, statistics, held = _measure(model, layers, settings, list(calibration), progress)
+        batches = list(calibration)
+        seen, held = split_batches(batches)
+        key = cache.fingerprint(model, settings, batches)
+        curves, statistics = cache.load(key) or _measure(model, layers, settings, (seen, held), key, progress)
     chosen = choose_forms([*curves, *_given_forms(layers, settings, config)], config)[: len(curves)]
     planned = tuple(
         PlannedLayer(
@@ -170,7 +176,7 @@ def plan_model(
         for curve, index in zip(curves, chosen, strict=True)
     )
     resolved = replace(_resolved(config, planned), hold_out=config.hold_out or bool(held))
-    return ModelPlan(planned, resolved, statistics, held, bool(curves[0].knots))
+    return ModelPlan(planned, resolved, statistics, tuple(seen), tuple(held), bool(curves[0].knots))
 
 
 def _given_forms(
@@ -194,20 +200,16 @@ def _measure(
     model: PreTrainedModel,
     layers: Layers,
     settings: Mapping[str, CollabConfig],
-    batches: Sequence[Batch],
+    parts: tuple[Sequence[Batch], Sequence[Batch]],
+    key: str,
     progress: bool,
-) -> tuple[list[LayerCurve], Mapping[str, LayerStatistics], tuple[Batch, ...]]:
-    """Statistics and curves, from the cache where they are known."""
-    seen, held = split_batches(batches)
-    key = cache.fingerprint(model, settings, batches)
-    known = cache.load(key)
-    if known is not None:
-        return *known, tuple(held)
+) -> tuple[list[LayerCurve], Mapping[str, LayerStatistics]]:
+    """Statistics of the first part and curves on the second, which go to the cache."""
     modules = {name: module for name, (module, _) in layers.items()}
-    statistics = collect_statistics(model, modules, seen, progress=progress)
-    curves = measured_curves(model, layers, settings, statistics, held, progress=progress)
+    statistics = collect_statistics(model, modules, parts[0], progress=progress)
+    curves = measured_curves(model, layers, settings, statistics, parts[1], progress=progress)
     cache.save(key, curves, statistics)
-    return curves, statistics, tuple(held)
+    return curves, statistics
 
 
 def _resolved(config: CollabConfig, planned: Iterable[PlannedLayer]) -> CollabConfig:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from collab_hf.attention import CollabAttention
 from collab_hf.errors import FamilyError
+from collab_hf.reconstruction import factor_parameters
 
 from .config import Trainable
 
@@ -37,15 +38,9 @@ def trainable_parameters(student: nn.Module, which: Trainable) -> dict[str, nn.P
     elif which == "attention":
         chosen = [parameter for layer in layers for parameter in layer.parameters()]
     else:
-        chosen = [parameter for layer in layers for parameter in _factors(layer)]
+        chosen = [parameter for layer in layers for parameter in factor_parameters(layer)]
     wanted = {id(parameter) for parameter in chosen if parameter.is_floating_point()}
     return {name: p for name, p in student.named_parameters() if id(p) in wanted}
-
-
-def _factors(layer: CollabAttention) -> Iterator[nn.Parameter]:
-    for role in ("query", "key"):
-        yield from layer.collab_family.projection(layer, role).parameters()
-    yield from layer.mixing.parameters()
 
 
 @contextmanager
