@@ -209,7 +209,9 @@ def main(
     photographs: Annotated[int, typer.Option(help="Photographs to compare on.")] = 250,
     probe: Annotated[int, typer.Option(help="CIFAR-10 images of each set for the probe; 0: none.")] = 4000,
     iterations: Annotated[int, typer.Option(help="Iterations of parafac at most.")] = 100,
-    only: Annotated[str | None, typer.Option(help="Substring of the rows to run.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Start of the rows to run; repeat for several.")
+    ] = None,
     threads: Annotated[int, typer.Option(help="torch threads.")] = 1,
 ) -> None:
     """Fill in the rows that the results file lacks, and print the table."""
@@ -238,7 +240,7 @@ def main(
     for variant in VARIANTS:
         for budget in BUDGETS:
             key = row_key(variant, budget)
-            if key in done["rows"] or (only is not None and only not in key):
+            if key in done["rows"] or not key.startswith(tuple(only or [""])):
                 continue
             done["rows"][key] = measure(bench, variant, budget)
             typer.echo(json.dumps({key: done["rows"][key]}), err=True)
