@@ -18,7 +18,7 @@ from .config import LayerPlan
 from .errors import ConfigError
 from .families import FAMILIES, Family
 from .mixing import Mixing, build_mixing
-from .wide import add_to_mask, wide_attention
+from .pieces import add_to_mask, attend_, part_of, prefers_pieces, sample_slices, wide_attention
 
 
 class CollabAttention(nn.Module):
@@ -84,6 +84,8 @@ class CollabAttention(nn.Module):
         if cached and length == 1 and backend == "sdpa" and self.mixing.derives_keys:
             query, key = self.mixing.latent_queries(query), key.unsqueeze(1)
             output = self._wide(query, key, value, bias, mask, False)
+        elif backend == "sdpa" and prefers_pieces(query, plan.score_width, value.shape[-1], self._dropout()):
+            output = self._in_pieces(query, key, value, bias, mask, causal)
         elif plan.score_width > value.shape[-1] and backend != "eager":
             self._check_backend(f"a score width of {plan.score_width} > {value.shape[-1]}")
             query = self.mixing.queries(query, plan.score_width)
@@ -97,6 +99,32 @@ class CollabAttention(nn.Module):
             key = key.expand(-1, heads, -1, -1)
             output, weights = self._interface(backend)(self, query, key, value, mask, **sizes, **kwargs)
         return self._finish(output.reshape(*source.shape[:-1], -1), source), weights
+
+    def _in_pieces(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None,
+        mask: Tensor | None,
+        causal: bool,
+    ) -> Tensor:
+        """Attention of (B, T, H, V) from shared queries and keys, a few samples at a time."""
+        batch, length, _ = query.shape
+        heads, width, scaling = self.mixing.num_heads, self.collab_plan.score_width, self._scaling()
+        output = value.new_empty(batch, length, heads, value.shape[-1])
+        for few in sample_slices(batch, length * heads * width * query.element_size()):
+            attend_(
+                output[few],
+                self.mixing.queries(query[few], width),
+                self.mixing.keys(key[few], width),
+                value[few],
+                scaling,
+                mask=part_of(mask, few),
+                bias=None if bias is None else bias[few] * scaling,
+                causal=causal,
+            )
+        return output
 
     def _wide(
         self,

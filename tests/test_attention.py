@@ -9,7 +9,7 @@ from random_models import PLANS, make_collab_
 from torch import Tensor, nn
 from transformers import BertModel
 
-from collab_hf import wide
+from collab_hf import attention, pieces
 from collab_hf.config import LayerPlan
 from collab_hf.errors import ConfigError
 
@@ -114,12 +114,40 @@ def test_eager(plan: str, kind: str, make: Callable[..., Any]) -> None:
     check(make(PLANS[plan], "eager"), 9, kind, torch.float64)
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Pieces of 16 queries of one head each, for inputs of any length; the results of all calls so far."""
+    calls = []
+
+    def attend_(output: Tensor, *arguments: Any, **settings: Any) -> None:
+        pieces.attend_(output, *arguments, **settings)
+        calls.append(output)
+
+    for name in ("_PIECE_BYTES", "_TRAINING_BYTES", "_FEW_QUERIES"):
+        monkeypatch.setattr(pieces, name, 1)
+    monkeypatch.setattr(attention, "attend_", attend_)
+    return calls
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize("kind", MASKS)
-def test_pieces(plan: str, kind: str, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wide path in several pieces of 16 queries each."""
-    monkeypatch.setattr(wide, "_PIECE_BYTES", 1)
-    check(make(PLANS[plan]), 37, kind, torch.float64)
+@pytest.mark.parametrize("plan", PLANS)
+def test_pieces(
+    plan: str, kind: str, dtype: torch.dtype, make: Callable[..., Any], small_pieces: list[Tensor]
+) -> None:
+    check(make(PLANS[plan], "sdpa", dtype), 37, kind, dtype)
+    # One call a sample, none where gradients are followed, nor where nothing is saved.
+    served = dtype.itemsize == 2 or PLANS[plan].score_width != HEAD_DIM
+    assert len(small_pieces) == (2 if served else 0)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("length", [1, 2, 37])
+def test_pieces_with_later_keys_unseen(
+    plan: str, length: int, make: Callable[..., Any], small_pieces: list[Tensor]
+) -> None:
+    check(make(PLANS[plan]), length, "none", torch.float64, is_causal=True)
+    assert len(small_pieces) == (0 if PLANS[plan].score_width == HEAD_DIM else 2)
 
 
 def test_another_mixing_differs(make: Callable[..., Any]) -> None:
@@ -150,7 +178,7 @@ def test_weights_that_may_attend_nothing(plan: str, make: Callable[..., Any]) ->
 def test_gradients(
     plan: str, backend: str, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wide, "_PIECE_BYTES", 1)
+    monkeypatch.setattr(pieces, "_PIECE_BYTES", 1)
     module = make(PLANS[plan], backend)
     states = torch.randn(1, 17, HIDDEN, dtype=torch.float64, requires_grad=True)
     names, parameters = zip(*module.named_parameters(), strict=True)

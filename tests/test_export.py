@@ -9,7 +9,7 @@ import torch
 from random_models import PLANS, image_inputs, make_collab_, outputs, text_inputs
 from transformers import BertForMaskedLM, BertForMultipleChoice, ViTForImageClassification
 
-from collab_hf import export, export_onnx, wide
+from collab_hf import export, export_onnx, pieces
 from collab_hf.errors import ExportError
 
 # The same sums in another order, relative to outputs of the order of one; seen: 2e-6.
@@ -25,8 +25,9 @@ pytestmark = [
 def test_text_to_onnx(
     plan: str, tiny_bert: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As small as that, every wide score of these inputs is computed in pieces, unless it is traced.
-    monkeypatch.setattr(wide, "_PIECE_BYTES", 1)
+    # As small as that, the scores of these inputs are computed in pieces, unless they are traced.
+    for name in ("_PIECE_BYTES", "_FEW_QUERIES"):
+        monkeypatch.setattr(pieces, name, 1)
     model = make_collab_(tiny_bert(BertForMaskedLM), PLANS[plan]).train()
     done = export_onnx(model, tmp_path / "deep" / "model.onnx")
     assert done.inputs == ("input_ids", "attention_mask", "token_type_ids")
