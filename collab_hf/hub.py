@@ -258,7 +258,7 @@ def _plain_errors(name: str) -> Iterator[None]:
         raise HubError(reasons.get(status or 0, f"the Hub refused {name}: {_line(error)}")) from error
     except OfflineModeIsEnabled as error:
         raise HubError("the Hub is switched off here by HF_HUB_OFFLINE") from error
-    except HTTPError as error:
+    except (HTTPError, ConnectionError) as error:  # the latter from hf_xet, after it has tried for minutes
         raise HubError(
             f"lost the connection to the Hub ({_line(error)}); nothing of {name} became visible, and the "
             "same command sends what has not arrived",

@@ -110,6 +110,25 @@ def test_a_connection_that_comes_back_is_gone_on_with(lfs_hub: HubServer, saved:
     assert sum(r.startswith("PUT /_blob/") for r in lfs_hub.requests) == 1
 
 
+def test_no_connection_to_xet_publishes_nothing(
+    lfs_hub: HubServer, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With hf_xet huggingface_hub uploads through Xet alone, which this Hub has not: it never turns to LFS."""
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", False)
+    monkeypatch.setenv("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "1")  # else it goes on for minutes
+    monkeypatch.setenv("HF_XET_CLIENT_RETRY_BASE_DELAY", "10ms")
+    with pytest.raises(
+        HubError, match="lost the connection to the Hub .*nothing of me/small-bert became visible"
+    ):
+        push(saved, "me/small-bert")
+    assert not lfs_hub.files("me/small-bert")
+    assert any("xet-write-token" in request for request in lfs_hub.requests)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    push(saved, "me/small-bert")
+    assert "model.safetensors" in lfs_hub.files("me/small-bert")
+
+
 def test_a_lost_connection_publishes_nothing_and_is_resumed(lfs_hub: HubServer, saved: Path) -> None:
     lfs_hub.drop, lfs_hub.drops = "POST .*/commit/", 1000
     with pytest.raises(
