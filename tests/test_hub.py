@@ -113,13 +113,13 @@ def test_a_connection_that_comes_back_is_gone_on_with(lfs_hub: HubServer, saved:
 def test_no_connection_to_xet_publishes_nothing(
     lfs_hub: HubServer, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With hf_xet huggingface_hub uploads through Xet alone, which this Hub has not: it never turns to LFS."""
+    """With hf_xet huggingface_hub uploads through Xet alone, which this Hub lacks: it never turns to LFS."""
     pytest.importorskip("hf_xet")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", False)
     monkeypatch.setenv("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "1")  # else it goes on for minutes
     monkeypatch.setenv("HF_XET_CLIENT_RETRY_BASE_DELAY", "10ms")
     with pytest.raises(
-        HubError, match="lost the connection to the Hub .*nothing of me/small-bert became visible"
+        HubError, match=r"lost the connection to the Hub .*nothing of me/small-bert became visible"
     ):
         push(saved, "me/small-bert")
     assert not lfs_hub.files("me/small-bert")
