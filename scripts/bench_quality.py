@@ -16,19 +16,18 @@ import datetime
 import json
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from unittest import mock
 
 import tensorly.decomposition
 import torch
 import typer
 
-from collab_hf import CollabConfig, collect_statistics, compress_, load_model
-from collab_hf.calibration import LayerStatistics
+from collab_hf import CollabConfig, compress_, load_model
 from collab_hf.checkpoint import load_processor
 from collab_hf.cli.answers import table
 from collab_hf.errors import RankError
@@ -46,13 +45,14 @@ class Variant:
     Attributes:
         name: what the table calls it.
         settings: fields of CollabConfig; `dims_per_head` as a share of head_dim.
-        calibrated: whether calibration data is used.
+        source: what it is made from: `weights`, `data` (decomposed on calibration data), or `reconstructed`
+            on them as well, which is what compress_ does.
         published: whether parafac runs as in the paper's code: random start, tol 1e-6, no whitening.
     """
 
     name: str
     settings: Mapping[str, Any]
-    calibrated: bool = True
+    source: Literal["weights", "data", "reconstructed"] = "data"
     published: bool = False
 
 
@@ -62,10 +62,14 @@ VARIANTS = (
     Variant("svd", {"method": "svd"}),
     Variant("cp, k = head_dim / 2", {"method": "cp", "dims_per_head": 0.5}),
     Variant("cp, k = head_dim", {"method": "cp", "dims_per_head": 1.0}),
-    Variant("tucker", {"method": "tucker"}, calibrated=False),
-    Variant("cp", {"method": "cp"}, calibrated=False),
-    Variant("svd", {"method": "svd"}, calibrated=False),
-    Variant("parafac", {"method": "cp", "solver": "tensorly.parafac"}, calibrated=False, published=True),
+    Variant("tucker", {"method": "tucker"}, source="reconstructed"),
+    Variant("cp", {"method": "cp"}, source="reconstructed"),
+    Variant("svd", {"method": "svd"}, source="reconstructed"),
+    Variant("cp, k = head_dim / 2", {"method": "cp", "dims_per_head": 0.5}, source="reconstructed"),
+    Variant("tucker", {"method": "tucker"}, source="weights"),
+    Variant("cp", {"method": "cp"}, source="weights"),
+    Variant("svd", {"method": "svd"}, source="weights"),
+    Variant("parafac", {"method": "cp", "solver": "tensorly.parafac"}, source="weights", published=True),
 )
 
 
@@ -76,13 +80,13 @@ class Run:
     Attributes:
         original: the dense model.
         task: what is measured on it.
-        statistics: moments of its layers' inputs.
+        batches: calibration data.
         iterations: iterations of parafac at most.
     """
 
     original: Any
     task: Task
-    statistics: Mapping[str, LayerStatistics]
+    batches: Sequence[Mapping[str, Any]]
     iterations: int
 
 
@@ -112,6 +116,8 @@ def measure(bench: Run, variant: Variant, budget: float) -> dict[str, Any]:
         The figures of one row; `refused` where the budget is too small for the form.
     """
     settings = dict(variant.settings)
+    if variant.source == "data":
+        settings["reconstruct_steps"] = 0
     if "dims_per_head" in settings:
         _, module, family = next(iter(attention_layers(bench.original)))
         head_dim = family.shape(module).head_dim
@@ -121,7 +127,7 @@ def measure(bench: Run, variant: Variant, budget: float) -> dict[str, Any]:
     try:
         with published_parafac(bench.iterations):
             config = CollabConfig(budget=budget, **settings)
-            report = compress_(model, config, bench.statistics if variant.calibrated else None)
+            report = compress_(model, config, None if variant.source == "weights" else bench.batches)
     except RankError as error:
         return {"refused": str(error)}
     seconds = time.process_time() - start
@@ -141,7 +147,7 @@ def measure(bench: Run, variant: Variant, budget: float) -> dict[str, Any]:
 
 def row_key(variant: Variant, budget: float) -> str:
     """What names a row in the results file."""
-    return f"{variant.name} | {'data' if variant.calibrated else 'weights'} | {budget:g}"
+    return f"{variant.name} | {variant.source} | {budget:g}"
 
 
 def report_table(results: Mapping[str, Any]) -> str:
@@ -228,8 +234,7 @@ def main(
         raise typer.BadParameter(
             "give --stsb-train and --stsb-dev, or --images, --cifar-train and --cifar-dev"
         )
-    modules = {name: module for name, module, _ in attention_layers(original)}
-    bench = Run(original, task, collect_statistics(original, modules, batches), iterations)
+    bench = Run(original, task, list(batches), iterations)
     done.update(
         checkpoint=checkpoint.name,
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
