@@ -27,7 +27,8 @@ import tensorly.decomposition
 import torch
 import typer
 
-from collab_hf import CollabConfig, compress_, load_model
+from collab_hf import CollabConfig, collect_statistics, compress_, load_model
+from collab_hf.calibration import LayerStatistics
 from collab_hf.checkpoint import load_processor
 from collab_hf.cli.answers import table
 from collab_hf.errors import RankError
@@ -81,12 +82,14 @@ class Run:
         original: the dense model.
         task: what is measured on it.
         batches: calibration data.
+        statistics: moments of its layers' inputs in them.
         iterations: iterations of parafac at most.
     """
 
     original: Any
     task: Task
     batches: Sequence[Mapping[str, Any]]
+    statistics: Mapping[str, LayerStatistics]
     iterations: int
 
 
@@ -116,8 +119,7 @@ def measure(bench: Run, variant: Variant, budget: float) -> dict[str, Any]:
         The figures of one row; `refused` where the budget is too small for the form.
     """
     settings = dict(variant.settings)
-    if variant.source == "data":
-        settings["reconstruct_steps"] = 0
+    data: Any = {"weights": None, "data": bench.statistics, "reconstructed": bench.batches}[variant.source]
     if "dims_per_head" in settings:
         _, module, family = next(iter(attention_layers(bench.original)))
         head_dim = family.shape(module).head_dim
@@ -127,7 +129,7 @@ def measure(bench: Run, variant: Variant, budget: float) -> dict[str, Any]:
     try:
         with published_parafac(bench.iterations):
             config = CollabConfig(budget=budget, **settings)
-            report = compress_(model, config, None if variant.source == "weights" else bench.batches)
+            report = compress_(model, config, data)
     except RankError as error:
         return {"refused": str(error)}
     seconds = time.process_time() - start
@@ -234,7 +236,9 @@ def main(
         raise typer.BadParameter(
             "give --stsb-train and --stsb-dev, or --images, --cifar-train and --cifar-dev"
         )
-    bench = Run(original, task, list(batches), iterations)
+    modules = {name: module for name, module, _ in attention_layers(original)}
+    batches = list(batches)
+    bench = Run(original, task, batches, collect_statistics(original, modules, batches), iterations)
     done.update(
         checkpoint=checkpoint.name,
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),

@@ -5,6 +5,8 @@ from transformers import BertConfig, BertModel
 import bench_decompose
 import bench_quality
 from bench_decompose import Case, cases, measure, solve
+from collab_hf import collect_statistics
+from collab_hf.families import attention_layers
 
 
 @pytest.fixture
@@ -46,7 +48,9 @@ def test_quality_rows_of_every_variant():
     sizes = {"hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 2, "intermediate_size": 32}
     model = BertModel(BertConfig(**sizes, vocab_size=50)).eval()
     batches = [{"input_ids": torch.arange(5, 25).view(2, 10)}]
-    run = bench_quality.Run(model, _NoTask(), batches, 2)
+    modules = {name: module for name, module, _ in attention_layers(model)}
+    statistics = collect_statistics(model, modules, batches)
+    run = bench_quality.Run(model, _NoTask(), batches, statistics, 2)
     rows = {}
     for variant in bench_quality.VARIANTS:
         rows[bench_quality.row_key(variant, 0.5)] = row = bench_quality.measure(run, variant, 0.5)
