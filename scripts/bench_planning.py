@@ -20,11 +20,10 @@ import torch
 import typer
 from torch import Tensor
 
-from collab_hf import CollabConfig, collect_statistics, compress_, load_model
+from collab_hf import CollabConfig, compress_, load_model
 from collab_hf.checkpoint import load_processor
 from collab_hf.errors import ConfigError
 from collab_hf.examples import load_batches
-from collab_hf.families import attention_layers
 
 SHARES = (0.5, 0.25, 0.125, 0.0625)
 
@@ -55,6 +54,7 @@ def run(
         "cosine": round(float(cosine), 5),
         "seconds": round(seconds, 1),
         "predicted_loss": report.predicted_loss,
+        "decomposed_loss": report.decomposed_loss,
         "measured_loss": report.measured_loss,
         "forms": [
             f"{r.method} {r.rank}x{r.plan.key_rank}/{r.plan.score_width}" if r.plan else "dense"
@@ -70,6 +70,9 @@ def main(
     examples: Annotated[int, typer.Option(help="Calibration examples at most.")] = 1000,
     evaluated: Annotated[int, typer.Option(help="Evaluation examples at most.")] = 500,
     pooling: Annotated[str, typer.Option(help="mean or first.")] = "mean",
+    reconstruct_steps: Annotated[
+        int, typer.Option(help="Of every layer, after the decomposition.")
+    ] = CollabConfig().reconstruct_steps,
     threads: Annotated[int, typer.Option(help="torch threads.")] = 2,
 ) -> None:
     """Print one JSON line for each share and method, and a table at the end."""
@@ -79,18 +82,17 @@ def main(
     seen = list(load_batches(calibration, processor, config=original.config, max_examples=examples))
     held = list(load_batches(evaluation, processor, config=original.config, max_examples=evaluated, seed=1))
     reference = embeddings(original, held, pooling)
-    modules = {name: module for name, module, _ in attention_layers(original)}
-    statistics = collect_statistics(original, modules, seen, progress=True)
+    # The plan measures on every eighth example; the others learn nothing from these either.
+    shared: dict[str, Any] = {"reconstruct_steps": reconstruct_steps, "hold_out": True}
     table = []
     for share in SHARES:
         row: dict[str, dict[str, Any]] = {}
         for name in ("tucker", "auto", "svd"):
-            config = CollabConfig(method=name, budget=share)
+            config = CollabConfig(method=name, budget=share, **shared)
             if name == "auto":  # not one number more than the uniform ranks took
-                config = CollabConfig(target_params=row["tucker"]["parameters"])
-            data = seen if name == "auto" else statistics
+                config = CollabConfig(target_params=row["tucker"]["parameters"], **shared)
             try:
-                row[name] = run(original, config, data, held, reference, pooling)
+                row[name] = run(original, config, seen, held, reference, pooling)
             except ConfigError as error:  # no svd is as small as a sixteenth
                 row[name] = {"refused": str(error)}
             typer.echo(json.dumps({"budget": share, "method": name, **row[name]}))
