@@ -168,17 +168,18 @@ def measure(case: Case, checkpoint: Path | None, threads: int) -> dict[str, Any]
     return {**result, "peak_over_model": (size + peak * 2**20) / size} if size else result
 
 
-def cases(full: bool) -> list[Case]:
+def cases(full: bool, repeats: int = 1) -> list[Case]:
     """What to measure, solvers in turn.
 
     Args:
-        full: tensorly to its own stopping rules, three times each; else a few of its iterations, once.
+        full: tensorly to its own stopping rules; else a few of its iterations.
+        repeats: runs of each case.
 
     Returns:
         The cases, in the order to run them.
     """
     found = []
-    for repeat in range(3 if full else 1):
+    for repeat in range(repeats):
         for size in ("minilm", "bert-base", "bert-large"):
             rank = SIZES[size][1] // 2
             # Few enough for five minutes in all: an iteration of parafac takes 6 s at BERT-base size.
@@ -196,7 +197,10 @@ def cases(full: bool) -> list[Case]:
 
 def main(
     checkpoint: Annotated[Path | None, typer.Option(help="minilm, for real weights.")] = None,
-    full: Annotated[bool, typer.Option(help="Let tensorly run to its own end; an hour or so.")] = False,
+    full: Annotated[
+        bool, typer.Option(help="Let tensorly run to its own end: half an hour or so for each repeat.")
+    ] = False,
+    repeats: Annotated[int, typer.Option(help="Runs of each case.")] = 1,
     only: Annotated[str | None, typer.Option(help="Sizes to run, separated by commas.")] = None,
     threads: Annotated[int, typer.Option(help="torch and BLAS threads.")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
@@ -207,7 +211,7 @@ def main(
         typer.echo(json.dumps(measure(Case(**json.loads(case)), checkpoint, threads)))
         return
     rows, kept = [], []
-    for item in cases(full):
+    for item in cases(full, repeats):
         if only is not None and item.size not in only.split(","):
             continue
         found = run_apart(item, checkpoint, threads)

@@ -30,7 +30,6 @@ import typer
 from collab_hf import CollabConfig, collect_statistics, compress_, load_model
 from collab_hf.calibration import LayerStatistics
 from collab_hf.checkpoint import load_processor
-from collab_hf.cli.answers import table
 from collab_hf.errors import RankError
 from collab_hf.examples import load_batches
 from collab_hf.families import attention_layers
@@ -153,23 +152,23 @@ def row_key(variant: Variant, budget: float) -> str:
 
 
 def report_table(results: Mapping[str, Any]) -> str:
-    """The finished rows as a Markdown table.
+    """The finished rows as a Markdown table: a line for each form, and a column for each budget and figure.
 
     Args:
         results: the results file.
 
     Returns:
-        The table.
+        The table; `-` where a row is missing or the budget is too small for the form.
     """
-    figures = list(results["original"])
-    header = ["form", "from", "budget", "kept", "score error", *figures]
-    rows = [["original", "", "", "1", "0", *(f"{results['original'][name]:.4f}" for name in figures)]]
-    for key, row in results["rows"].items():
-        if "refused" in row:
-            continue
-        cells = [*key.split(" | "), f"{row['kept']:.3f}", f"{row['relative_error']:.3f}"]
-        rows.append([*cells, *(f"{row[name]:.4f}" for name in figures)])
-    return table(header, rows)
+    figures = ["kept", *results["original"]]
+    budgets = [f"{budget:g}" for budget in BUDGETS]
+    header = ["form", "from", *(f"{name} at {' / '.join(budgets)}" for name in figures)]
+    rows = [["original", "", "1", *(f"{value:.4f}" for value in results["original"].values())]]
+    for name in dict.fromkeys(key.rpartition(" | ")[0] for key in results["rows"]):
+        found = [results["rows"].get(f"{name} | {budget}", {}) for budget in budgets]
+        cells = [" / ".join(f"{r[f]:.4f}" if f in r else "-" for r in found) for f in figures]
+        rows.append([*name.split(" | "), *cells])
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
 
 
 def prepare_sentences(
