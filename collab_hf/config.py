@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
@@ -293,6 +294,18 @@ class CollabConfig:
             return replace(base, **chosen)
         except TypeError as error:
             raise ConfigError(f"cannot read the settings for {name}: {error}") from None
+
+    def check_goals(self, names: Iterable[str]) -> None:
+        """Warn of a budget or another target that no layer is left for, as beside a recipe that a plan wrote.
+
+        Args:
+            names: the model's attention layers.
+        """
+        goals = [n for n in ("budget", *sorted(_TARGETS)) if getattr(self, n) is not None]
+        settings = [found for name in names if (found := self.for_layer(name)) is not None]
+        for goal in goals:
+            if not any(getattr(found, goal) == getattr(self, goal) for found in settings):
+                warnings.warn(f"{goal} has no effect: layers settles every layer", stacklevel=3)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that differ from their defaults, ready for YAML or JSON."""

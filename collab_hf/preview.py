@@ -114,6 +114,7 @@ def preview(
         CalibrationError: calibration data that is empty or does not run.
     """
     layers = dense_layers(model)
+    config.check_goals(layers)
     open_to_plan = planned_layers(config, layers)
     planned = plan_model(model, layers, config, calibration, progress=progress) if open_to_plan else None
     chosen = {} if planned is None else {layer.name: layer for layer in planned.layers}

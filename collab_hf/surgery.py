@@ -247,6 +247,7 @@ def _candidates(
         raise ConfigError(
             f"layers has settings for {unmatched[0]!r}, which matches none of {', '.join(layers)}"
         )
+    config.check_goals(layers)
     chosen = {name: settings for name in layers if (settings := config.for_layer(name)) is not None}
     open_to_plan = planned_layers(config, layers)
     plans = {

@@ -189,6 +189,12 @@ class TestTargets:
         assert report.layers[0].method == "svd"
         assert report.layers[0].rank == 6
 
+    def test_a_budget_beside_a_planned_recipe_is_warned_of(self, tiny_bert, batches):
+        planned = compress_(tiny_bert(), CollabConfig(budget=0.5), batches).config
+        for settings in ({"budget": 0.25}, {"target_params": 500}, {"max_loss": 0.1}):
+            with pytest.warns(UserWarning, match=f"{next(iter(settings))} has no effect"):
+                compress_(tiny_bert(), replace(planned, **settings), batches)
+
     def test_given_layers_count_towards_the_budget(self, tiny_bert, batches):
         dense = {"*.0.*": "dense"}
         report = compress_(tiny_bert(), CollabConfig(budget=0.7, layers=dense), batches)
