@@ -46,7 +46,7 @@ def heal(
     batch_size: options.BatchSize = 32,
     max_length: options.MaxLength = 128,
     learning_rate: Annotated[
-        float | None, typer.Option("--lr", metavar="F", help="Peak learning rate.  [default: 0.003]")
+        float | None, typer.Option("--lr", metavar="F", help="Peak learning rate.  [default: 0.001]")
     ] = None,
     trainable: Annotated[
         Literal["factors", "attention", "all"],

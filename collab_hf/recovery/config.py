@@ -79,7 +79,7 @@ class RecoveryConfig:
 
     steps: int | None = None
     minutes: float | None = None
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-3
     warmup: float = 0.1
     trainable: Trainable = "factors"
     weights: LossWeights = field(default_factory=LossWeights)
