@@ -176,8 +176,9 @@ def _watch(
     tokens = dict.fromkeys(layers, 0)
 
     def see(call: LayerCall) -> None:
-        if tokens[call.name] < _MOST_TOKENS:
-            pieces[call.name] += _split(call)
+        left = _MOST_TOKENS - tokens[call.name]
+        if left > 0:
+            pieces[call.name] += _split(call, left)
             tokens[call.name] += call.query_input.shape[:-1].numel()
 
     spread = sorted(range(len(batches)), key=lambda index: index * _SPREAD % 1)
@@ -188,33 +189,27 @@ def _watch(
     return pieces
 
 
-def _split(call: LayerCall) -> Iterator[_Piece]:
-    """A call in parts of few tokens, examples being whole."""
+def _split(call: LayerCall, most: int) -> Iterator[_Piece]:
+    """The first tokens of a call, `most` or so, in parts of few; examples are whole."""
     source = call.query_input
     output = call.output[0] if isinstance(call.output, tuple) else call.output
     mask = call.masks.get("attention_mask")
     real = mask if isinstance(mask, Tensor) and mask.shape == source.shape[:-1] else None
-    count = max(1, _STEP_TOKENS // source.shape[1])
-    for start in range(0, min(len(source), max(1, _MOST_TOKENS // source.shape[1])), count):
-        chosen = slice(start, start + count)
-        arguments = {
-            name: value[chosen] if _is_batched(value, len(source)) else value
-            for name, value in call.arguments.items()
-            if name not in _CACHES
-        }
-        yield _Piece(
-            {name: _in_float32(value) for name, value in arguments.items()},
-            output[chosen].float(),
-            None if real is None else (real[chosen] != 0).unsqueeze(-1).to(output.device, torch.float32),
-        )
+    size, length = source.shape[:2]
+    kept, count = min(size, max(1, most // length)), max(1, _STEP_TOKENS // length)
+    for start in range(0, kept, count):
+        chosen = slice(start, min(start + count, kept))
 
+        def part(value: Any, chosen: slice = chosen) -> Any:
+            if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != size:
+                return value
+            # A view would keep the rest of a large batch in memory.
+            few = value[chosen] if kept == size else value[chosen].clone()
+            return few.float() if few.is_floating_point() else few
 
-def _is_batched(value: Any, size: int) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0 and len(value) == size
-
-
-def _in_float32(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+        arguments = {name: part(value) for name, value in call.arguments.items() if name not in _CACHES}
+        weight = None if real is None else (part(real) != 0).unsqueeze(-1).to(output.device, torch.float32)
+        yield _Piece(arguments, part(output), weight)
 
 
 def _reconstruct_layer(
