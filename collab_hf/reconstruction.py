@@ -60,7 +60,7 @@ class Reconstruction:
 
 
 @dataclass(frozen=True, eq=False)
-class _Piece:
+class Piece:
     """A few examples of one call: arguments, output (N, T, V) and the mask of real tokens (N, T, 1)."""
 
     arguments: Mapping[str, Any]
@@ -148,16 +148,37 @@ def reconstruct(
         Nagel et al. 2020, arXiv:2004.10568, for fitting layer outputs one by one; Adam (arXiv:1412.6980) with
         steps relative to each tensor's scale (Shazeer & Stern 2018, arXiv:1804.04235, section 8).
     """
-    names = [name for name in layers if name in factors]
+    chosen = {name: module for name, module in layers.items() if name in factors}
     results = {}
-    with tqdm(total=len(names), desc="Reconstructing", unit="layer", disable=not progress) as bar:
-        while names:
-            group, names = _next_group(names, layers)
-            calls = _watch(model, {name: layers[name] for name in group}, batches)
-            for name in group:
-                results[name] = _reconstruct_layer(layers[name], factors[name], calls.pop(name), steps, seed)
-                bar.update()
+    with tqdm(total=len(chosen), desc="Reconstructing", unit="layer", disable=not progress) as bar:
+        for name, pieces in recorded(model, chosen, batches):
+            results[name] = reconstruct_layer(chosen[name], factors[name], pieces, steps=steps, seed=seed)
+            bar.update()
     return results
+
+
+def recorded(
+    model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[str, list[Piece]]]:
+    """Run the model and keep inputs and outputs of its layers, of as many at a time as memory is given to.
+
+    Args:
+        model: a dense transformers model; left as it was found.
+        layers: dense attention modules of it by name.
+        batches: model inputs by name; a spread of them is used.
+
+    Yields:
+        The name of each layer and what was kept of it, in order.
+
+    Raises:
+        CalibrationError: no batch, or one that the model refuses.
+    """
+    names = list(layers)
+    while names:
+        group, names = _next_group(names, layers)
+        pieces = _watch(model, {name: layers[name] for name in group}, batches)
+        for name in group:
+            yield name, pieces.pop(name)
 
 
 def _next_group(names: list[str], layers: Mapping[str, nn.Module]) -> tuple[list[str], list[str]]:
@@ -170,9 +191,9 @@ def _next_group(names: list[str], layers: Mapping[str, nn.Module]) -> tuple[list
 
 def _watch(
     model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[Mapping[str, Any]]
-) -> dict[str, list[_Piece]]:
+) -> dict[str, list[Piece]]:
     """Inputs and outputs of the layers, from examples of all parts of the batches."""
-    pieces: dict[str, list[_Piece]] = {name: [] for name in layers}
+    pieces: dict[str, list[Piece]] = {name: [] for name in layers}
     tokens = dict.fromkeys(layers, 0)
 
     def see(call: LayerCall) -> None:
@@ -189,7 +210,7 @@ def _watch(
     return pieces
 
 
-def _split(call: LayerCall, most: int) -> Iterator[_Piece]:
+def _split(call: LayerCall, most: int) -> Iterator[Piece]:
     """The first tokens of a call, `most` or so, in parts of few; examples are whole."""
     source = call.query_input
     output = call.output[0] if isinstance(call.output, tuple) else call.output
@@ -209,12 +230,24 @@ def _split(call: LayerCall, most: int) -> Iterator[_Piece]:
 
         arguments = {name: part(value) for name, value in call.arguments.items() if name not in _CACHES}
         weight = None if real is None else (part(real) != 0).unsqueeze(-1).to(output.device, torch.float32)
-        yield _Piece(arguments, part(output), weight)
+        yield Piece(arguments, part(output), weight)
 
 
-def _reconstruct_layer(
-    dense: nn.Module, factors: SharedFactors, pieces: Sequence[_Piece], steps: int, seed: int
+def reconstruct_layer(
+    dense: nn.Module, factors: SharedFactors, pieces: Sequence[Piece], *, steps: int, seed: int = 0
 ) -> Reconstruction:
+    """Train the factors of one layer on its recorded inputs and outputs.
+
+    Args:
+        dense: the dense attention module; left as it was found.
+        factors: its decomposition.
+        pieces: what `recorded` gave for it.
+        steps: gradient steps.
+        seed: of the order of the pieces.
+
+    Returns:
+        The better of what came in and what came out.
+    """
     student: Any = copy.deepcopy(dense).float().eval().requires_grad_(False)
     graft_(student, factors)
     trained = list(factor_parameters(student))
@@ -239,7 +272,7 @@ def _reconstruct_layer(
 def _train(
     student: nn.Module,
     trained: Sequence[nn.Parameter],
-    pieces: Sequence[_Piece],
+    pieces: Sequence[Piece],
     steps: int,
     rate: float,
     order: torch.Generator,
@@ -261,7 +294,7 @@ def _train(
             schedule.step()
 
 
-def _squares(student: nn.Module, piece: _Piece) -> tuple[Tensor, Tensor]:
+def _squares(student: nn.Module, piece: Piece) -> tuple[Tensor, Tensor]:
     """Squared error and squared norm of the attention output at real tokens."""
     found = student(**piece.arguments)
     difference = (found[0] if isinstance(found, tuple) else found) - piece.output
@@ -272,7 +305,7 @@ def _squares(student: nn.Module, piece: _Piece) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _error(student: nn.Module, pieces: Sequence[_Piece]) -> float:
+def _error(student: nn.Module, pieces: Sequence[Piece]) -> float:
     squares = [torch.stack(_squares(student, piece)) for piece in pieces]
     error, norm = torch.stack(squares).double().sum(0)
     return float((error / norm.clamp_min(torch.finfo(norm.dtype).tiny)).sqrt())

@@ -29,7 +29,7 @@ from .planning import (
     split_batches,
 )
 from .planning.costs import break_even_length
-from .reconstruction import Reconstruction, fill_, graft_, reconstruct
+from .reconstruction import Reconstruction, graft_, reconstruct
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,8 @@ class CompressionReport:
         config: the settings, with the forms that planning chose written out; they give the same again.
         predicted_loss: sum of the planned layers' measured divergences, each replaced alone; None unless
             layers were planned on data.
-        decomposed_loss: divergence of the hidden states from the original's on the same examples, which
-            neither statistics nor reconstruction saw, after decomposition: what predicted_loss predicts.
-        measured_loss: the same after reconstruction, which is how the model comes out.
+        measured_loss: divergence of the compressed model's hidden states from the original's on the same
+            examples, which neither statistics nor reconstruction saw.
     """
 
     layers: tuple[LayerReport, ...]
@@ -84,7 +83,6 @@ class CompressionReport:
     calibrated: bool
     config: CollabConfig = field(default_factory=CollabConfig)
     predicted_loss: float | None = None
-    decomposed_loss: float | None = None
     measured_loss: float | None = None
 
     @property
@@ -160,27 +158,15 @@ def compress_(
     better = _reconstruct(model, layers, factors, prepared.seen, config, progress)
     qk_before = {name: _qk_parameters(*layers[name]) for name in layers}
     for name, result in factors.items():
-        graft_(layers[name][0], result)
+        graft_(layers[name][0], better[name].factors if name in better else result)
     adopt_(model, {name: result.plan for name, result in factors.items()})
-    decomposed = None if divergence is None else divergence.measure()
-    for name, found in better.items():
-        fill_(layers[name][0], found.factors)
     reports = [
         _report(name, factors.get(name), better.get(name), qk_before[name], layers[name][1], layers[name][0])
         for name in layers
     ]
     after = sum(p.numel() for p in model.parameters())
-    measured = divergence.measure() if divergence is not None and better else decomposed
-    return CompressionReport(
-        tuple(reports),
-        before,
-        after,
-        statistics is not None,
-        config,
-        prepared.predicted_loss,
-        decomposed,
-        measured,
-    )
+    losses = prepared.predicted_loss, None if divergence is None else divergence.measure()
+    return CompressionReport(tuple(reports), before, after, statistics is not None, config, *losses)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,6 @@ def run(
         "cosine": round(float(cosine), 5),
         "seconds": round(seconds, 1),
         "predicted_loss": report.predicted_loss,
-        "decomposed_loss": report.decomposed_loss,
         "measured_loss": report.measured_loss,
         "forms": [
             f"{r.method} {r.rank}x{r.plan.key_rank}/{r.plan.score_width}" if r.plan else "dense"

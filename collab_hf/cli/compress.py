@@ -269,7 +269,7 @@ def _losses(report: CompressionReport) -> list[str]:
     if report.predicted_loss is not None and report.measured_loss is not None:
         lines.append(
             f"divergence of the hidden states: predicted {report.predicted_loss:.4f}, "
-            f"decomposed {report.decomposed_loss:.4f}, reconstructed {report.measured_loss:.4f}"
+            f"measured {report.measured_loss:.4f}"
         )
     return lines
 

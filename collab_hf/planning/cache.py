@@ -61,7 +61,7 @@ def fingerprint(
 
     add(_VERSION, torch.__version__, type(model).__name__)
     for name, config in settings.items():
-        add(name, config.content_bias, config.damping, config.precision)
+        add(name, config.content_bias, config.damping, config.precision, config.reconstruct_steps)
     for name, value in model.state_dict().items():
         add_tensor(name, value)
     for number, batch in enumerate(batches):

@@ -207,7 +207,7 @@ def _measure(
     """Statistics of the first part and curves on the second, which go to the cache."""
     modules = {name: module for name, (module, _) in layers.items()}
     statistics = collect_statistics(model, modules, parts[0], progress=progress)
-    curves = measured_curves(model, layers, settings, statistics, parts[1], progress=progress)
+    curves = measured_curves(model, layers, settings, statistics, *parts, progress=progress)
     cache.save(key, curves, statistics)
     return curves, statistics
 
