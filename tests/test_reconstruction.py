@@ -175,27 +175,17 @@ def test_the_model_is_left_as_it_was(bert: Any) -> None:
 def test_long_inputs_are_cut_into_steps_and_many_are_left_out(
     bert: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reconstruction, "_STEP_TOKENS", 24)
     monkeypatch.setattr(reconstruction, "_MOST_TOKENS", 100)
-    seen: list[int] = []
-    original = reconstruction._squares
-
-    def watched(student: nn.Module, piece: Any) -> tuple[Tensor, Tensor]:
-        seen.append(piece.output.shape[:2].numel())
-        return original(student, piece)
-
-    monkeypatch.setattr(reconstruction, "_squares", watched)
-    batches = texts()
     runs = 0
 
     def count(*_: Any) -> None:
         nonlocal runs
         runs += 1
 
-    factors = decomposed(bert, FORMS[4], batches)
     bert.register_forward_hook(count)
-    reconstruct(bert, modules(bert), factors, batches, steps=8)
-    assert set(seen) == {24, 12}  # two examples of 12 tokens, and one where no more were asked for
+    for _, pieces in reconstruction.recorded(bert, modules(bert), texts(), step_tokens=24):
+        # two examples of 12 tokens, and one where no more are asked for
+        assert [len(piece.output) for piece in pieces] == [2, 2, 2, 2, 1]
     assert runs == 2  # of sixteen batches with 96 tokens each
 
 
