@@ -92,8 +92,13 @@ def images_task(checkpoint: Path, data: Path, source: str, batch_size: int) -> T
         return pixels
 
     loaded = {part: np.load(data / f"cifar10_{part}.npz") for part in ("train", "dev")}
-    used = {"train": loaded["train"]["images"][: PROBE[0]], "dev": loaded["dev"]["images"][: PROBE[1]]}
-    labels = {part: loaded[part]["labels"][: len(used[part])] for part in used}
+    used, labels = {}, {}
+    for part, count in zip(loaded, PROBE, strict=True):
+        total = len(loaded[part]["labels"])
+        chosen = (
+            np.linspace(0, total - 1, min(count, total)).round().astype(int)
+        )  # files may be sorted by label
+        used[part], labels[part] = loaded[part]["images"][chosen], loaded[part]["labels"][chosen]
     if source == "photographs":
         files = sorted((data / "images").glob("*.jpg"))
         pictures = [Image.open(file).convert("RGB") for file in files]
