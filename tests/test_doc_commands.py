@@ -34,7 +34,8 @@ SMALLER = {
     "--budget 0.125": "--budget 0.25",
     "--json decompose.json": "--json decompose.json --only minilm",
     "--lengths 16,128,512 --batch-sizes 1,8": "--lengths 4,8 --batch-sizes 1,2 --seconds 0.01",
-    "--max-train 1000": "--max-train 8 --epochs 1 --epochs-again 1",
+    "--max-train 4000 --epochs 2": "--max-train 8 --epochs 1",
+    "--only model": "--only minilm",
     "--steps 400": "--steps 2",
     "scripts/bench_speed.py": "scripts/bench_speed.py --seconds 0.01 --out docs",
 }
