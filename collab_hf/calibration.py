@@ -67,10 +67,7 @@ def collect_statistics(
     if not layers:
         raise CalibrationError("calibration needs at least one attention layer, got none")
     recorder = _Recorder(layers)
-    count = 0
-    for _ in watch_layers(model, layers, batches, recorder.see, progress=progress):
-        count += 1
-    if count == 0:
+    if not sum(1 for _ in watch_layers(model, layers, batches, recorder.see, progress=progress)):
         raise CalibrationError(
             "calibration data held no batch; pass at least one, or calibration=None to do without data"
         )
@@ -183,11 +180,11 @@ class _Recorder:
     def see(self, call: LayerCall) -> None:
         """Add the real tokens of a call."""
         source, arguments = call.query_input, call.arguments
-        self._queries[call.name].update(real_tokens(source, call.masks.get("attention_mask")))
+        self._queries[call.name].update(_real_tokens(source, call.masks.get("attention_mask")))
         key_input = next((arguments[k] for k in _KEY_INPUT_NAMES if arguments.get(k) is not None), None)
         if isinstance(key_input, Tensor) and key_input is not source:
             accumulator = self._keys.setdefault(call.name, MomentsAccumulator(f"key side of {call.name}"))
-            accumulator.update(real_tokens(key_input, call.masks.get("encoder_attention_mask")))
+            accumulator.update(_real_tokens(key_input, call.masks.get("encoder_attention_mask")))
 
     def statistics(self) -> dict[str, LayerStatistics]:
         """What was collected, by layer name."""
@@ -219,7 +216,7 @@ def _tower(model: nn.Module, path: str) -> nn.Module:
     return model
 
 
-def real_tokens(hidden_states: Tensor, mask: Any) -> Tensor:
+def _real_tokens(hidden_states: Tensor, mask: Any) -> Tensor:
     """Leave padding out.
 
     Args:

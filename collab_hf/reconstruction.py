@@ -132,7 +132,7 @@ def reconstruct(
         model: the dense transformers model; left as it was found.
         layers: its dense attention modules by name.
         factors: decompositions of some or all of them.
-        batches: model inputs by name, as for `collect_statistics`; a spread of them is used.
+        batches: model inputs by name, as for `collect_statistics`, at least one; a spread of them is used.
         steps: gradient steps for each layer.
         seed: of the order of the examples.
         progress: show a progress bar on stderr.
@@ -141,7 +141,7 @@ def reconstruct(
         New factors by name, float32. A layer that did not gain on held-out tokens keeps what it had.
 
     Raises:
-        CalibrationError: no batch, or one that the model refuses.
+        CalibrationError: a batch that the model refuses.
 
     Source:
         Nagel et al. 2020, arXiv:2004.10568, for fitting layer outputs one by one; Adam (arXiv:1412.6980) with
@@ -168,14 +168,14 @@ def recorded(
     Args:
         model: a dense transformers model; left as it was found.
         layers: dense attention modules of it by name.
-        batches: model inputs by name; a spread of them is used.
+        batches: model inputs by name, at least one; a spread of them is used.
         step_tokens: tokens of one piece at most, but for one example that has more.
 
     Yields:
         The name of each layer and what was kept of it, in order.
 
     Raises:
-        CalibrationError: no batch, or one that the model refuses.
+        CalibrationError: a batch that the model refuses.
     """
     names = list(layers)
     while names:

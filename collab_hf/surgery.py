@@ -46,8 +46,9 @@ class LayerReport:
         qk_parameters_before: weights and biases of the dense query and key projections.
         qk_parameters_after: shared projections, mixing and content bias.
         break_even_length: tokens from which the form takes more operations than dense; None for never.
-        output_error: relative error of the attention output on calibration tokens that neither step saw,
-            after decomposition and after reconstruction; None without reconstruction.
+        output_error: relative error of the attention output after decomposition and after reconstruction,
+            on calibration tokens that no gradient step saw (the statistics did, and they chose between
+            stages); None without reconstruction.
     """
 
     name: str

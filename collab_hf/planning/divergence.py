@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..calibration import evaluating
 from ..errors import CalibrationError
 from ..factors import SharedFactors
 from ..families import Family
@@ -97,15 +98,11 @@ class Divergence:
             k: v.to(device, dtype if v.is_floating_point() else v.dtype) if isinstance(v, Tensor) else v
             for k, v in batch.items()
         }
-        modes = {module: module.training for module in self._model.modules()}
-        self._model.eval()
         try:
-            with torch.no_grad():
+            with evaluating(self._model), torch.no_grad():
                 self._model(**inputs)
         finally:
             hook.remove()
-            for module, mode in modes.items():
-                module.training = mode
         hidden = getattr(seen[-1], "last_hidden_state", None) if seen else None
         if hidden is None:
             raise CalibrationError(f"{type(base).__name__} gives no hidden states to compare")
