@@ -18,7 +18,15 @@ from .config import LayerPlan
 from .errors import ConfigError
 from .families import FAMILIES, Family
 from .mixing import Mixing, build_mixing
-from .pieces import add_to_mask, attend_, part_of, prefers_pieces, sample_slices, wide_attention
+from .pieces import (
+    add_to_mask,
+    attend_,
+    four_dimensional,
+    part_of,
+    prefers_pieces,
+    sample_slices,
+    wide_attention,
+)
 
 
 class CollabAttention(nn.Module):
@@ -26,11 +34,13 @@ class CollabAttention(nn.Module):
 
     Attributes:
         collab_family: attribute names of the host.
+        collab_host: the host's class.
         collab_plan: the layer's form.
         mixing: per-head maps between the shared projections.
     """
 
     collab_family: Family
+    collab_host: type[nn.Module]
     collab_plan: LayerPlan
     mixing: Mixing
     config: Any
@@ -47,49 +57,49 @@ class CollabAttention(nn.Module):
         cache = getattr(past_key_values, "self_attention_cache", past_key_values)
         key, value = self._keys_and_values(hidden_states)
         if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)
+            key, value = self._update(cache, key, value)
         return self._attend(hidden_states, key, value, attention_mask, cache is not None, **kwargs)
 
     def _keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """What a decoder caches: (B, 1, S, key_rank + H where the bias is exact) and (B, 1, S, H * V)."""
+        """What a decoder caches: (B, S, key_rank + H where the bias is exact) and (B, S, H * V)."""
         family = self.collab_family
+        return family.projection(self, "key")(source), family.projection(self, "value")(source)
+
+    def _update(self, cache: Any, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         # One "head" for both, as a static cache sizes keys and values by one number of heads.
-        return (
-            family.projection(self, "key")(source).unsqueeze(1),
-            family.projection(self, "value")(source).unsqueeze(1),
-        )
+        key, value = cache.update(key.unsqueeze(1), value.unsqueeze(1), self.layer_idx)
+        return key.squeeze(1), value.squeeze(1)
 
     def _attend(
         self,
         source: Tensor,
-        cached_key: Tensor,
-        cached_value: Tensor,
+        key: Tensor,
+        value: Tensor,
         mask: Tensor | None,
         cached: bool,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        plan, heads, length = self.collab_plan, self.mixing.num_heads, source.shape[1]
+        plan, mixing, length = self.collab_plan, self.mixing, source.shape[1]
+        heads, bias = mixing.num_heads, None
         backend, causal = self.config._attn_implementation, self._is_causal(kwargs)
-        if backend == "sdpa" and mask is None and causal and length > 1 and cached_key.shape[2] > length:
+        if backend == "sdpa" and mask is None and causal and length > 1 and key.shape[1] > length:
             # Prefill of a static cache: the host reads the first keys alone, one per query.
-            cached_key, cached_value = cached_key[:, :, :length], cached_value[:, :, :length]
-        key, bias = cached_key.squeeze(1), None
-        # (B, 1, S, H*V) -> (B, H, S, V)
-        value = cached_value.view(*cached_value.shape[::2], heads, -1).transpose(1, 2)
+            key, value = key[:, :length], value[:, :length]
+        # (B, S, H*V) -> (B, H, S, V)
+        value = value.view(*value.shape[:2], heads, -1).transpose(1, 2)
         if plan.content_bias == "exact":
             # (B, S, H) -> (B, H, 1, S)
             key, bias = key[..., : plan.key_rank], key[..., plan.key_rank :].transpose(1, 2).unsqueeze(2)
         query = self.collab_family.projection(self, "query")(source)
         weights = None
-        if cached and length == 1 and backend == "sdpa" and self.mixing.derives_keys:
-            query, key = self.mixing.latent_queries(query), key.unsqueeze(1)
+        if cached and length == 1 and backend == "sdpa" and mixing.derives_keys:
+            query, key = mixing.latent_queries(query), key.unsqueeze(1)
             output = self._wide(query, key, value, bias, mask, False)
         elif backend == "sdpa" and prefers_pieces(query, plan.score_width, value.shape[-1], self._dropout()):
             output = self._in_pieces(query, key, value, bias, mask, causal)
         elif plan.score_width > value.shape[-1] and backend != "eager":
             self._check_backend(f"a score width of {plan.score_width} > {value.shape[-1]}")
-            query = self.mixing.queries(query, plan.score_width)
-            key = self.mixing.keys(key, plan.score_width)
+            query, key = mixing.queries(query, plan.score_width), mixing.keys(key, plan.score_width)
             output = self._wide(query, key, value, bias, mask, causal)
         else:
             # Kernels want queries, keys and values of one width; eager takes any.
@@ -111,19 +121,30 @@ class CollabAttention(nn.Module):
     ) -> Tensor:
         """Attention of (B, T, H, V) from shared queries and keys, a few samples at a time."""
         batch, length, _ = query.shape
-        heads, width, scaling = self.mixing.num_heads, self.collab_plan.score_width, self._scaling()
+        mixing, width, scaling = self.mixing, self.collab_plan.score_width, self._scaling()
+        heads = mixing.num_heads
         output = value.new_empty(batch, length, heads, value.shape[-1])
-        for few in sample_slices(batch, length * heads * width * query.element_size()):
-            attend_(
-                output[few],
-                self.mixing.queries(query[few], width),
-                self.mixing.keys(key[few], width),
-                value[few],
-                scaling,
-                mask=part_of(mask, few),
-                bias=None if bias is None else bias[few] * scaling,
-                causal=causal,
-            )
+        # The content bias is part of the scores, so it is scaled with them.
+        mask, bias = four_dimensional(mask), None if bias is None else bias * scaling
+
+        def fill_(
+            output: Tensor,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            mask: Tensor | None,
+            bias: Tensor | None,
+        ) -> None:
+            query, key = mixing.queries(query, width), mixing.keys(key, width)
+            attend_(output, query, key, value, scaling, mask=mask, bias=bias, causal=causal)
+
+        slices = list(sample_slices(batch, length * heads * width * query.element_size()))
+        if len(slices) == 1:
+            fill_(output, query, key, value, mask, bias)
+        else:
+            for few in slices:
+                parts = output[few], query[few], key[few], value[few]
+                fill_(*parts, part_of(mask, few), part_of(bias, few))
         return output
 
     def _wide(
@@ -184,8 +205,8 @@ class CollabAttention(nn.Module):
         return bool(getattr(self, "is_causal", False) if given is None else given)
 
     def _interface(self, backend: str) -> Any:
-        eager = sys.modules[_host_class(type(self)).__module__].eager_attention_forward
-        return ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager)
+        host = sys.modules[self.collab_host.__module__]
+        return ALL_ATTENTION_FUNCTIONS.get_interface(backend, host.eager_attention_forward)
 
     def _finish(self, output: Tensor, source: Tensor) -> Tensor:
         family = self.collab_family
@@ -211,11 +232,11 @@ class CollabCrossAttention(CollabAttention):
         """Cross-attention with the host's arguments and results."""
         if past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
             layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
-            key, value = layer.keys, layer.values
+            key, value = layer.keys.squeeze(1), layer.values.squeeze(1)
         else:
             key, value = self._keys_and_values(encoder_hidden_states)  # type: ignore[arg-type]
             if past_key_values is not None:
-                key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_idx)
+                key, value = self._update(past_key_values.cross_attention_cache, key, value)
                 past_key_values.is_updated[self.layer_idx] = True
         return self._attend(hidden_states, key, value, attention_mask, past_key_values is not None, **kwargs)
 
@@ -238,16 +259,13 @@ def collab_attention_class(host: type[nn.Module]) -> type[nn.Module]:
         name = "Collab" + host.__name__
         members = {
             "collab_family": family,
+            "collab_host": host,
             "__module__": __name__,
             "__qualname__": name,
             "__doc__": host.__doc__,
         }
         _CLASSES[host] = type(name, (base, host), members)
     return _CLASSES[host]
-
-
-def _host_class(collab: type[nn.Module]) -> type[nn.Module]:
-    return next(c for c in collab.__mro__ if c.__name__ in FAMILIES)
 
 
 def convert_(module: Any, plan: LayerPlan) -> None:

@@ -1,9 +1,9 @@
 """Attention in pieces that stay in a CPU's cache, scores of any width; masks that carry a content bias.
 
 At inference on a CPU, plain products over a piece of the scores take less time than the stock kernel: they
-need no padding of narrow queries and keys, and no copies of a key that all heads share. Short inputs, graphs,
-GPUs and training keep the stock kernel; for scores wider than a head, which it serves badly, they get the
-formula itself.
+need no padding of narrow queries and keys, and no copies of a key that all heads share. Graphs, GPUs,
+training and a few tokens in half precision keep the stock kernel; for scores wider than a head, which it
+serves badly, they get the formula itself.
 Shapes as in attention.py, with G key heads (1 where all heads read the same key, else H).
 This file ships with saved checkpoints: it imports torch alone.
 """
@@ -22,10 +22,10 @@ _PIECE_BYTES = 1 << 20
 # The same where gradients are followed: from length 512 on, pieces of 2 MiB cost a training step about 10 %
 # more, and so do those of 16 MiB.
 _TRAINING_BYTES = 8 << 20
-# Shorter inputs are served better by one call of a kernel: at length 16 pieces cost a layer about 4 % of its
-# time in float32 and 10 % in bfloat16; at 64 the two are about even in float32, and pieces save 4 to 10 % in
-# bfloat16.
-_FEW_QUERIES = 64
+# Fewer tokens than these, in all samples, are served better by the stock kernel in half precision, where a
+# product costs some 20 microseconds before it begins: up to a tenth of a layer's time at 16 tokens. In
+# float32 a layer takes up to 7 % less time with pieces, from one token on.
+_FEW_TOKENS = 64
 
 
 def add_to_mask(bias: Tensor, mask: Tensor | None, query_length: int, causal: bool) -> Tensor:
@@ -64,11 +64,12 @@ def prefers_pieces(query: Tensor, score_width: int, head_width: int, dropout: fl
     if query.device.type != "cpu" or dropout or torch.is_grad_enabled() or _is_traced():
         return False
     # Autocast leaves operations that write in place alone, so their operands could differ in dtype.
-    if query.shape[1] < _FEW_QUERIES or torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled("cpu"):
         return False
-    # At equal widths nothing is padded, and the stock kernel is up to a tenth faster in float32; in half
-    # precision it takes up to twice as long as the pieces do.
-    return score_width != head_width or query.element_size() == 2
+    if query.element_size() == 2:
+        return query.shape[:2].numel() >= _FEW_TOKENS
+    # At equal widths nothing is padded, and the stock kernel is up to a tenth faster in float32.
+    return score_width != head_width
 
 
 def sample_slices(batch: int, sample_bytes: int) -> Iterator[slice]:
@@ -108,39 +109,64 @@ def attend_(
         causal: without a mask, each query attends the keys up to its own position only.
     """
     batch, heads, length, _ = query.shape
-    mask = _four_dimensional(mask)
+    mask = four_dimensional(mask)
+    causal = causal and mask is None and length > 1
     dtype = _working_dtype(query.dtype)
-    row_bytes = key.shape[2] * dtype.itemsize
-    for piece in _pieces(batch, heads, length, row_bytes, _piece_bytes()):
-        samples, some, rows = piece
-        seen, allowed = slice(None), part_of(mask, *piece)
-        if causal and mask is None and length > 1:
-            seen, allowed = slice(rows.stop), _lower_triangle(rows, key.device)  # no query sees later keys
-        added = None if bias is None else bias[samples, some, :, seen]
-        if allowed is not None:
-            added = _added(added, allowed)
-        few_keys = key[samples, some if key.shape[1] > 1 else slice(None), seen].to(dtype)
-        few_values = value[samples, some, seen].to(dtype)
-        result = _attend_piece(query[piece].to(dtype), few_keys, few_values, added, scaling)
-        output[samples, rows, some] = result.transpose(1, 2)
+    rows_at_once = _piece_bytes() // (key.shape[2] * dtype.itemsize)
+    if batch * heads * length <= rows_at_once:
+        # Slices of all of it would take a third of a short input's time.
+        _attend_piece_(output, query, key, value, scaling, mask, bias, 0 if causal else None, dtype)
+    else:
+        for piece in _pieces(batch, heads, length, rows_at_once):
+            samples, some, rows = piece
+            _attend_piece_(
+                output[samples, rows, some],
+                query[piece],
+                key[samples, some if key.shape[1] > 1 else slice(None)],
+                value[samples, some],
+                scaling,
+                part_of(mask, *piece),
+                part_of(bias, samples, some),
+                rows.start if causal else None,
+                dtype,
+            )
     blocked = _blocked(mask)
     if blocked is not None:
         output.masked_fill_(blocked.transpose(1, 2), 0.0)
 
 
 def part_of(tensor: Tensor | None, *where: slice) -> Tensor | None:
-    """The part of a mask or a bias that some samples, heads and queries see.
+    """The part of a tensor that belongs to some samples, heads and queries.
 
     Args:
-        tensor: None, or broadcastable to (B, H, T, S); of fewer than four dimensions it is returned whole.
+        tensor: None, or of sizes along its first dimensions that are whole, or 1 for all alike.
         *where: slices of the first dimensions, in order.
 
     Returns:
         A view; None of None.
     """
-    if tensor is None or tensor.dim() < 4:
-        return tensor
+    if tensor is None:
+        return None
     return tensor[tuple(s if size > 1 else slice(None) for s, size in zip(where, tensor.shape, strict=False))]
+
+
+def four_dimensional(mask: Tensor | None) -> Tensor | None:
+    """One row of a mask where all queries have the same, and four dimensions.
+
+    Hosts repeat a padding mask for every query, and then each head would turn all of it into numbers.
+
+    Args:
+        mask: None, boolean (True attends) or additive, broadcastable to (B, H, T, S).
+
+    Returns:
+        A view of (1 or B, 1 or H, 1 or T, S); None of None.
+    """
+    if mask is None:
+        return None
+    mask = mask[(None,) * (4 - mask.dim())]
+    first = mask[:, :, :1]
+    repeated = mask.stride(2) == 0 or (mask.dtype == torch.bool and bool((mask == first).all()))
+    return first if repeated else mask
 
 
 def wide_attention(
@@ -175,10 +201,10 @@ def wide_attention(
     # Data-dependent loops would be unrolled into a graph, and a GPU gains nothing from small pieces.
     if query.device.type != "cpu" or _is_traced():
         return _fold(query, key, value, bias, mask, scaling, dropout).transpose(1, 2)
-    mask = _four_dimensional(mask)
+    mask = four_dimensional(mask)
     done = []
     row_bytes = key.shape[2] * query.element_size()
-    for piece in _pieces(batch, heads, length, row_bytes, _TRAINING_BYTES):
+    for piece in _pieces(batch, heads, length, _TRAINING_BYTES // row_bytes):
         samples, some, _ = piece
         few_keys = key[samples, some] if key.shape[1] > 1 else key[samples]
         few_biases, allowed = part_of(bias, samples, some), part_of(mask, *piece)
@@ -212,34 +238,52 @@ def _slices(total: int, most: int) -> Iterator[slice]:
         yield slice(start, min(start + size, total))
 
 
-def _pieces(
-    batch: int, heads: int, length: int, row_bytes: int, piece_bytes: int
-) -> Iterator[tuple[slice, slice, slice]]:
+def _pieces(batch: int, heads: int, length: int, rows_at_once: int) -> Iterator[tuple[slice, slice, slice]]:
     """Samples, heads and queries of each piece: whole samples, else whole heads of one, else some queries."""
     # A product of fewer than 16 queries is slow however well it fits the cache.
-    rows = max(16, piece_bytes // row_bytes)
+    rows = max(16, rows_at_once)
     for samples in _slices(batch, rows // (heads * length)):
         for some in _slices(heads, rows // length):
             for chosen in _slices(length, rows):
                 yield samples, some, chosen
 
 
-def _attend_piece(query: Tensor, key: Tensor, value: Tensor, added: Tensor | None, scaling: float) -> Tensor:
-    # One block of memory for scores and weights, free again for the next piece: it stays in the cache.
+def _attend_piece_(
+    output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    first: int | None,
+    dtype: torch.dtype,
+) -> None:
+    """`attend_` of all queries at once; of a causal mask, `first` is where the first query stands."""
     batch, heads, length, width = query.shape
+    if first is not None:
+        seen = first + length  # no query sees later keys
+        key, value, bias = key[:, :, :seen], value[:, :, :seen], None if bias is None else bias[..., :seen]
+        mask = _lower_triangle(slice(first, seen), key.device)
+    added = bias if mask is None else _added(bias, mask)
+    if query.dtype != dtype:
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     shape = (batch, heads, length, key.shape[2])
     if key.shape[1] == 1:
         # One product for all heads: (B, H, T, W) -> (B, H*T, W)
         query = query.reshape(batch, 1, heads * length, width)
-    query, key = query.flatten(0, 1) * scaling, key.flatten(0, 1).transpose(1, 2)
+    query, key = query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)
+    # One block of memory for scores and weights, free again for the next piece: it stays in the cache.
+    scores = query.new_empty(*query.shape[:2], shape[3])
     if added is None:
-        scores = torch.bmm(query, key)
+        torch.baddbmm(scores, query, key, beta=0, alpha=scaling, out=scores)
     else:
         # The sum is rounded to the dtype once: not the product first, and then the sum.
-        scores = query.new_empty(shape).copy_(added).view(*query.shape[:2], -1)
-        torch.baddbmm(scores, query, key, out=scores)
+        scores.view(shape).copy_(added)
+        torch.baddbmm(scores, query, key, alpha=scaling, out=scores)
     weights = torch.softmax(scores, -1, out=scores).view(batch * heads, length, -1)
-    return torch.bmm(weights, value.flatten(0, 1)).view(*shape[:3], -1)
+    result = torch.bmm(weights, value.flatten(0, 1))
+    output.copy_(result.view(batch, heads, length, -1).transpose(1, 2))
 
 
 def _added(bias: Tensor | None, mask: Tensor) -> Tensor:
@@ -252,19 +296,6 @@ def _added(bias: Tensor | None, mask: Tensor) -> Tensor:
 def _lower_triangle(rows: slice, device: torch.device) -> Tensor:
     queries = torch.arange(rows.start, rows.stop, device=device)
     return queries.unsqueeze(1) >= torch.arange(rows.stop, device=device)
-
-
-def _four_dimensional(mask: Tensor | None) -> Tensor | None:
-    """The mask as a view of (1 or B, 1 or H, 1 or T, S); one row where all queries have the same.
-
-    Hosts repeat a padding mask for every query, and then each head would turn all of it into numbers.
-    """
-    if mask is None:
-        return None
-    mask = mask[(None,) * (4 - mask.dim())]
-    first = mask[:, :, :1]
-    repeated = mask.stride(2) == 0 or (mask.dtype == torch.bool and bool((mask == first).all()))
-    return first if repeated else mask
 
 
 def _blocked(mask: Tensor | None) -> Tensor | None:

@@ -38,7 +38,7 @@ HEADER = (
     *("recovery data", "steps x batch", "CPU time"),
 )
 START, END = "<!-- table: begin -->", "<!-- table: end -->"
-PROBE = (1000, 1000)  # images that the probe trains on, and is scored on
+PROBE = (4000, 1000)  # images that the probe trains on, and is scored on
 IMAGE_SIZE = 98  # 7 x 7 patches: the 32 x 32 images hold no more detail
 
 

@@ -123,7 +123,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         pieces.attend_(output, *arguments, **settings)
         calls.append(output)
 
-    for name in ("_PIECE_BYTES", "_TRAINING_BYTES", "_FEW_QUERIES"):
+    for name in ("_PIECE_BYTES", "_TRAINING_BYTES", "_FEW_TOKENS"):
         monkeypatch.setattr(pieces, name, 1)
     monkeypatch.setattr(attention, "attend_", attend_)
     return calls

@@ -26,7 +26,7 @@ def test_text_to_onnx(
     plan: str, tiny_bert: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As small as that, the scores of these inputs are computed in pieces, unless they are traced.
-    for name in ("_PIECE_BYTES", "_FEW_QUERIES"):
+    for name in ("_PIECE_BYTES", "_FEW_TOKENS"):
         monkeypatch.setattr(pieces, name, 1)
     model = make_collab_(tiny_bert(BertForMaskedLM), PLANS[plan]).train()
     done = export_onnx(model, tmp_path / "deep" / "model.onnx")

@@ -149,7 +149,7 @@ def test_pieces_hold_everything_once() -> None:
             seen = torch.zeros(batch, heads, length, dtype=torch.int)
             places = torch.arange(seen.numel()).view(seen.shape)
             order = []
-            for piece in pieces._pieces(batch, heads, length, row_bytes, size):
+            for piece in pieces._pieces(batch, heads, length, size // row_bytes):
                 seen[piece] += 1
                 order.append(places[piece].flatten())
                 assert seen[piece].numel() <= max(16, size // row_bytes)
@@ -161,7 +161,7 @@ def test_pieces_of_known_lengths() -> None:
     """12 heads in float32: five samples of 64 tokens are one piece, one of 128, half a head of 1024."""
 
     def first(length: int) -> tuple[int, ...]:
-        piece = next(pieces._pieces(32, 12, length, 4 * length, pieces._PIECE_BYTES))
+        piece = next(pieces._pieces(32, 12, length, pieces._PIECE_BYTES // (4 * length)))
         return tuple(part.stop for part in piece)
 
     assert first(64) == (5, 12, 64)
@@ -178,7 +178,9 @@ def test_where_pieces_are_preferred() -> None:
         assert prefers_pieces(long, 184, 64, 0.0)
         assert prefers_pieces(half, 64, 64, 0.0)
         assert not prefers_pieces(long, 64, 64, 0.0)  # nothing to pad
-        assert not prefers_pieces(long[:, :63], 32, 64, 0.0)
+        assert prefers_pieces(long[:, :1], 32, 64, 0.0)
+        assert not prefers_pieces(half[:, :63], 32, 64, 0.0)
+        assert prefers_pieces(half.view(8, 8, 8), 32, 64, 0.0)
         assert not prefers_pieces(long, 32, 64, 0.1)
         assert not prefers_pieces(long.to("meta"), 32, 64, 0.0)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -237,7 +239,7 @@ def large_model(
 ) -> Any:
     """A model whose inputs of 40 tokens are above the threshold."""
     set_piece(monkeypatch, 1)
-    monkeypatch.setattr(pieces, "_FEW_QUERIES", 1)
+    monkeypatch.setattr(pieces, "_FEW_TOKENS", 1)
     return make_collab_(tiny_bert(BertModel), PLANS[request.param])
 
 
