@@ -181,7 +181,8 @@ class CollabConfig:
         target_flops: auto; `LENGTH:SHARE`, operations for queries, keys and scores at that length, at
             most this share of the dense ones.
         max_loss: auto; greatest divergence of the output from the original's, predicted on calibration data.
-        content_bias: `exact`, `folded`, or `auto`: folded where the score fits head_dim, else exact.
+        content_bias: `exact`, `folded`, or `auto`: folded where the score fits head_dim (for cp: fills
+            it), else exact.
         solver: None for the structured solvers, or a tensorly decomposition such as `tensorly.parafac`.
         damping: added to the covariance's diagonal, relative to its mean (dimensionless, >= 0).
         seed: seed of every random choice.

@@ -7,6 +7,8 @@ load with `trust_remote_code=True` where collab_hf is not installed. It imports 
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ from .attention import CollabAttention, convert_
 from .config import LayerPlan
 from .configuration_collab import FORMAT, config_class
 from .errors import CheckpointError, ConfigError
-from .families import attention_layers, relative_name
+from .families import FAMILIES, attention_layers, relative_name
 from .mixing import SelectionMixing
 
 _CLASSES: dict[str, type[PreTrainedModel]] = {}
@@ -146,10 +148,20 @@ def _config_class_of(model: type[PreTrainedModel]) -> type[PreTrainedConfig]:
 
 def __getattr__(name: str) -> type[PreTrainedModel]:
     """Resolve `CollabBertModel` and the like, as `auto_map` and pickles name them."""
-    base = getattr(transformers, name.removeprefix("Collab"), None) if name.startswith("Collab") else None
-    if isinstance(base, type) and issubclass(base, PreTrainedModel):
-        return model_class(base)
+    host = name.removeprefix("Collab")
+    if name.startswith("Collab"):
+        for module in _modules_of_hosts():
+            base = getattr(module, host, None)
+            if isinstance(base, type) and issubclass(base, PreTrainedModel):
+                return model_class(base)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _modules_of_hosts() -> Iterator[Any]:
+    """Where transformers' model classes are: parts of models, such as Dinov2Encoder, are not at the top."""
+    yield transformers
+    for model_type in dict.fromkeys(t for family in FAMILIES.values() for t in family.model_types):
+        yield importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
 
 
 def auto_map(model_type: str) -> dict[str, str]:

@@ -69,7 +69,7 @@ def plans(shape: Shape, budget: float) -> dict[str, LayerPlan]:
         "tucker, one shared key": lambda n: LayerPlan(
             "tucker", 8 * n, head_dim, head_dim, content_bias="folded"
         ),
-        "cp, sparse mixing": lambda n: LayerPlan("cp", 8 * n, 8 * n, half, content_bias="folded"),
+        "cp, sparse mixing": lambda n: LayerPlan("cp", 8 * n, 8 * n, half),
         "svd": lambda n: LayerPlan("svd", heads * n, heads * n, n, content_bias="folded"),
         "cp": lambda n: LayerPlan("cp", 8 * n, 8 * n, 8 * n),
     }

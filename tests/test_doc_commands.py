@@ -32,6 +32,7 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 # What stands in the place of words that mean hours of work, or more room than a tiny model has.
 SMALLER = {
     "--budget 0.125": "--budget 0.25",
+    "--epochs 4 --epochs-again 2": "--max-train 8 --max-dev 8 --epochs 1 --epochs-again 0",
     "--json decompose.json": "--json decompose.json --only minilm",
     "--lengths 16,128,512 --batch-sizes 1,8": "--lengths 4,8 --batch-sizes 1,2 --seconds 0.01",
     "--max-train 4000 --epochs 2": "--max-train 8 --epochs 1",

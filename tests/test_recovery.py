@@ -29,11 +29,12 @@ from collab_hf.errors import ConfigError, FamilyError, RecoveryError
 from collab_hf.examples import load_batches
 from collab_hf.recovery import LossWeights, RecoveryConfig, recover_
 from collab_hf.recovery.losses import loss_of, targets_of
+from collab_hf.recovery.optimizer import Adam
 from collab_hf.recovery.outputs import Wanted
 from collab_hf.recovery.pool import BatchPool
 
 STEPS = 30
-FAST = RecoveryConfig(steps=STEPS, learning_rate=1e-2, evaluations=5)
+FAST = RecoveryConfig(steps=STEPS, learning_rate=0.02, evaluations=5)
 
 
 def text_batches(count: int = 6, size: int = 4, length: int = 8) -> list[dict[str, Tensor]]:
@@ -138,7 +139,7 @@ def test_a_teacher_of_other_examples_does_not_help(tiny_bert) -> None:
     helped, teacher = pair(tiny_bert())
     before = _held_out_loss(helped, teacher, honest)
     recover_(helped, teacher, honest, FAST)
-    assert _held_out_loss(helped, teacher, honest) < before < misled
+    assert _held_out_loss(helped, teacher, honest) < before <= misled
 
 
 def _held_out_loss(
@@ -177,11 +178,23 @@ def _loss(student: PreTrainedModel, teacher: PreTrainedModel, batch: dict[str, T
     return loss_of(student, batch, targets, wanted, LossWeights(), same).total.detach()
 
 
-@pytest.mark.parametrize("which", ["factors", "attention", "all"])
-def test_only_the_chosen_parameters_change(tiny_bert, which) -> None:
+def test_updates_are_relative_to_the_size_of_a_tensor() -> None:
+    tensors = {"small": torch.full((3, 2), -0.1), "large": torch.full((4,), 10.0), "zero": torch.zeros(5)}
+    parameters = {name: torch.nn.Parameter(tensor.clone()) for name, tensor in tensors.items()}
+    for parameter in parameters.values():
+        parameter.grad = torch.full_like(parameter, 7.0)
+    Adam(parameters).step(0.01)
+    # Adam's first step is the rate, whatever the gradient.
+    for name, size in (("small", 0.1), ("large", 10.0), ("zero", 1e-3)):
+        moved = tensors[name] - parameters[name].detach()
+        torch.testing.assert_close(moved, torch.full_like(moved, 0.01 * size), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("which", "rate"), [("factors", 0.02), ("attention", 0.02), ("all", 0.004)])
+def test_only_the_chosen_parameters_change(tiny_bert, which, rate) -> None:
     student, teacher = pair(tiny_bert())
     before = copy.deepcopy(student.state_dict())
-    recover_(student, teacher, text_batches(), dataclasses.replace(FAST, trainable=which, learning_rate=1e-3))
+    recover_(student, teacher, text_batches(), dataclasses.replace(FAST, trainable=which, learning_rate=rate))
     changed = {name for name, tensor in student.state_dict().items() if not torch.equal(before[name], tensor)}
     factors = {n for n in before if ".self.query" in n or ".self.key" in n or ".mixing." in n}
     values = {n for n in before if ".self.value" in n}

@@ -1,6 +1,7 @@
 """compress_ in place: exact at full rank, the host's behaviour kept, plain refusals."""
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -176,6 +177,20 @@ def test_low_rank_attention_is_the_formula_with_the_original_scale(
         assert (maps - weights).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("kind", ["tiny_bert", "tiny_vit", "tiny_dinov2", "tiny_deit"])
+def test_a_compressed_model_is_pickled(kind: str, request: pytest.FixtureRequest) -> None:
+    """As processes that are spawned, and torch.save of a whole model, do."""
+    model = request.getfixturevalue(kind)()
+    compress_(model, CollabConfig(method="tucker", budget=0.5))
+    again = pickle.loads(pickle.dumps(model))
+    assert type(again) is type(model)
+    for (name, tensor), (other, twin) in zip(
+        model.state_dict().items(), again.state_dict().items(), strict=True
+    ):
+        assert name == other
+        assert torch.equal(tensor, twin)
+
+
 def test_report_counts_what_is_there(tiny_bert: Any) -> None:
     model = tiny_bert(BertForMaskedLM)
     before = sum(p.numel() for p in model.parameters())
@@ -305,7 +320,7 @@ def test_unknown_architecture_is_refused() -> None:
             CollabConfig(method="tucker", query_rank=8, key_rank=4, key_groups=4),
             "key_groups must be between 1 and 3",
         ),
-        (CollabConfig(method="cp", budget=0.001), "budget must be at least 0.0"),
+        (CollabConfig(method="cp", budget=0.001), "budget must be at least 0.1"),
     ],
 )
 def test_a_rank_that_does_not_fit_leaves_the_model_alone(

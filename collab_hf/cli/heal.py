@@ -46,7 +46,10 @@ def heal(
     batch_size: options.BatchSize = 32,
     max_length: options.MaxLength = 128,
     learning_rate: Annotated[
-        float | None, typer.Option("--lr", metavar="F", help="Peak learning rate.  [default: 0.001]")
+        float | None,
+        typer.Option(
+            "--lr", metavar="F", help="Peak learning rate, relative to the weights.  [default: 0.01]"
+        ),
     ] = None,
     trainable: Annotated[
         Literal["factors", "attention", "all"],

@@ -149,7 +149,10 @@ def _plan(
 ) -> LayerPlan:
     bias: ContentBias
     if config.content_bias == "auto":
-        bias = "folded" if width <= shape.head_dim else "exact"
+        # A few shared dimensions carry little of the content bias, and keys narrower than a head have room
+        # for it: sparse cp at a quarter of MiniLM reaches a cosine of .983 so, and of .976 if it is folded.
+        roomy = method == "cp" and width < shape.head_dim
+        bias = "folded" if width <= shape.head_dim and not roomy else "exact"
     else:
         bias = config.content_bias
     plan = LayerPlan(method, query_rank, key_rank, width, config.key_groups, config.head_rank, bias)

@@ -53,7 +53,8 @@ class RecoveryConfig:
     Attributes:
         steps: updates of the weights; 400 where minutes is not given either.
         minutes: time to train for instead of steps; the learning rate follows the clock.
-        learning_rate: peak of the one-cycle schedule.
+        learning_rate: peak of the one-cycle schedule, relative to the root mean square that each tensor has
+            at the start.
         warmup: share of the run until the peak, in [0, 1).
         trainable: `factors` (shared query/key weights, mixing and biases), `attention` (everything in the
             compressed attention modules), or `all`.
@@ -79,7 +80,7 @@ class RecoveryConfig:
 
     steps: int | None = None
     minutes: float | None = None
-    learning_rate: float = 1e-3
+    learning_rate: float = 0.01
     warmup: float = 0.1
     trainable: Trainable = "factors"
     weights: LossWeights = field(default_factory=LossWeights)

@@ -1,4 +1,4 @@
-"""Adam on float32 copies of the weights, with a state that is plain tensors."""
+"""Adam on float32 copies of the weights, with steps relative to their size and a state of plain tensors."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from torch import Tensor, nn
 _BETAS = (0.9, 0.999)
 _EPS = 1e-8
 
+# A tensor of smaller root mean square than this, such as a bias of zeros, moves as if it had this one.
+_LEAST_SCALE = 1e-3
+
 
 class Adam:
-    """Adam (Kingma & Ba 2015, arXiv:1412.6980) that trains weights of any dtype in float32.
+    """Adam that trains weights of any dtype in float32, each tensor at a rate relative to its size.
 
     Args:
-        parameters: by name; the values that go into a state carry these names.
+        parameters: by name; the values that go into a state carry these names. Sizes are those they have now.
+
+    Source:
+        Kingma & Ba 2015, arXiv:1412.6980; Shazeer & Stern 2018, arXiv:1804.04235, section 8, for the rates.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -24,6 +30,11 @@ class Adam:
         self._values = {name: p.detach().float() for name, p in parameters.items()}
         self._mean = {name: torch.zeros_like(v) for name, v in self._values.items()}
         self._square = {name: torch.zeros_like(v) for name, v in self._values.items()}
+        # Shared projections of DINOv2 are a third as large as MiniLM's: one absolute rate diverges for the
+        # former or crawls for the latter.
+        self._scales = {
+            name: max(_LEAST_SCALE, float(v.square().mean().sqrt())) for name, v in self._values.items()
+        }
         self._count = 0
 
     @torch.no_grad()
@@ -31,7 +42,7 @@ class Adam:
         """Update the parameters by their gradients, and drop these.
 
         Args:
-            rate: learning rate.
+            rate: learning rate, relative to each tensor's root mean square.
         """
         self._count += 1
         first, second = (1 - beta**self._count for beta in _BETAS)
@@ -43,7 +54,8 @@ class Adam:
             mean.lerp_(gradient, 1 - _BETAS[0])
             square.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
             value = self._values[name]
-            value.addcdiv_(mean, square.sqrt().div_(math.sqrt(second)).add_(_EPS), value=-rate / first)
+            size = rate * self._scales[name] / first
+            value.addcdiv_(mean, square.sqrt().div_(math.sqrt(second)).add_(_EPS), value=-size)
             self._store(name)
             parameter.grad = None
 
