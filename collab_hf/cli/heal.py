@@ -48,7 +48,7 @@ def heal(
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            "--lr", metavar="F", help="Peak learning rate, relative to the weights.  [default: 0.005]"
+            "--lr", metavar="F", help="Peak learning rate, relative to the weights.  [default: 0.01]"
         ),
     ] = None,
     trainable: Annotated[

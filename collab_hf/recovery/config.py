@@ -80,7 +80,7 @@ class RecoveryConfig:
 
     steps: int | None = None
     minutes: float | None = None
-    learning_rate: float = 0.005
+    learning_rate: float = 0.01
     warmup: float = 0.1
     trainable: Trainable = "factors"
     weights: LossWeights = field(default_factory=LossWeights)
