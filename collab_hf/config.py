@@ -188,7 +188,7 @@ class CollabConfig:
         seed: seed of every random choice.
         reconstruct_steps: gradient steps for each layer that fit its factors to its attention output on the
             calibration data, after the decomposition; 0 for none. They need data, statistics don't do.
-        hold_out: keep every eighth calibration example, 64 at most, out of the statistics, as planning does
+        hold_out: keep every fourth calibration example, 64 at most, out of the statistics, as planning does
             to measure on them; it stands in recipes that a plan wrote, so that they give the same again.
         precision: dtype inside the solvers, `float64` or `float32`.
         layers: settings by layer name (shell-style pattern) that replace the fields above; the value `dense`

@@ -81,7 +81,7 @@ def main(
     seen = list(load_batches(calibration, processor, config=original.config, max_examples=examples))
     held = list(load_batches(evaluation, processor, config=original.config, max_examples=evaluated, seed=1))
     reference = embeddings(original, held, pooling)
-    # The plan measures on every eighth example; the others learn nothing from these either.
+    # The plan measures on examples of its own; the others learn nothing from these either.
     shared: dict[str, Any] = {"reconstruct_steps": reconstruct_steps, "hold_out": True}
     table = []
     for share in SHARES:

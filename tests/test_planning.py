@@ -14,9 +14,10 @@ from collab_hf.errors import ConfigError
 from collab_hf.families import attention_layers
 from collab_hf.planning import Divergence, cache, plan_model, score_tensor, split_batches
 from collab_hf.planning.costs import attention_flops, break_even_length
+from collab_hf.planning.curves import LayerCurve
 from collab_hf.planning.divergence import replaced
 from collab_hf.planning.planner import layer_settings
-from collab_hf.planning.spectra import all_forms, layer_forms, rank_grid, seen_scores
+from collab_hf.planning.spectra import Form, all_forms, layer_forms, rank_grid, seen_scores
 from collab_hf.preview import preview
 from collab_hf.recipe import Recipe
 from collab_hf.tensors import decompose
@@ -117,16 +118,30 @@ class TestDivergence:
             raise RuntimeError
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
-    def test_every_eighth_example_is_held_out(self, batches):
+    def test_every_fourth_example_is_held_out(self, batches):
         kept, held = split_batches(batches)
-        assert sum(len(b["input_ids"]) for b in held) == 6
-        assert sum(len(b["input_ids"]) for b in kept) == 42
+        assert sum(len(b["input_ids"]) for b in held) == 12
+        assert sum(len(b["input_ids"]) for b in kept) == 36
         rows = {tuple(r.tolist()) for b in kept for r in b["input_ids"]}
         assert not rows & {tuple(r.tolist()) for b in held for r in b["input_ids"]}
 
     def test_too_few_examples_serve_for_both(self, batches):
-        few = [{"input_ids": batches[0]["input_ids"][:5]}]
+        few = [{"input_ids": batches[0]["input_ids"][:3]}]
         assert split_batches(few) == (few, few)
+
+
+class TestCurves:
+    def test_losses_pass_through_the_knots(self):
+        """Straight lines between logarithms, squares beyond, and no fall where the knots' noise has one."""
+        plan = LayerPlan("svd", 6, 6, 4, content_bias="folded")
+        errors = [0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.8]
+        forms = tuple(Form(None if e == 0 else plan, e, 100) for e in errors)
+        knots = ((0.4, 0.07), (0.1, 0.01), (0.3, 0.08))
+        curve = LayerCurve("layer", AttentionShape(24, 24, 3, 8), forms, knots, interaction=2.0)
+        between = 0.01 * 8 ** (math.log(2) / math.log(3))
+        expected = [0, 0.01 / 4, 0.01, between, 0.08, 0.08, 0.08 * 4]
+        assert curve.losses_alone() == pytest.approx(expected)
+        assert curve.losses() == pytest.approx([2 * loss for loss in expected])
 
 
 class TestTargets:

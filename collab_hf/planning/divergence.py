@@ -17,19 +17,19 @@ from ..families import Family
 
 # Held-out examples: with more, the curves of the measured models no longer changed in their first digit.
 _MOST_HELD_OUT = 64
-_HELD_OUT_SHARE = 8
+_HELD_OUT_SHARE = 4
 
 Batch = Mapping[str, Any]
 
 
 def split_batches(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
-    """Set examples aside that the statistics don't see: every eighth, 64 at most, spread over all batches.
+    """Set examples aside that the statistics don't see: every fourth, 64 at most, spread over all batches.
 
     Args:
         batches: model inputs; tensors of one batch have the examples along their first dimension.
 
     Returns:
-        Batches for the statistics, and batches held out. With fewer than 8 examples in all, or inputs that
+        Batches for the statistics, and batches held out. With fewer than 4 examples in all, or inputs that
         can't be taken apart, both are all batches.
     """
     sizes = [_num_examples(batch) for batch in batches]
