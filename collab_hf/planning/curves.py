@@ -67,9 +67,9 @@ class LayerCurve:
     def losses_alone(self) -> Array:
         """Loss of every form with no other layer changed: interpolated between the knots, over its error.
 
-        Both in logarithms; beyond the knots the loss is the square of the error, and a larger error never makes
-        a smaller loss. One power of the error, fitted to all knots, made plans of MiniLM that diverged 1 % more
-        (mean over eight sizes, on data of the same kind and of another).
+        Both in logarithms; beyond the knots the loss is the square of the error, and a larger error never
+        makes a smaller loss. One power of the error, fitted to all knots, made plans of MiniLM that diverged
+        1 % more (mean over eight sizes, on data of the same kind and of another).
         """
         errors = np.array([form.error for form in self.forms])
         if not self.knots:
