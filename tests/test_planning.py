@@ -131,17 +131,17 @@ class TestDivergence:
 
 
 class TestCurves:
-    def test_losses_pass_through_the_knots(self):
-        """Straight lines between logarithms, squares beyond, and no fall where the knots' noise has one."""
+    def test_losses_are_a_power_of_the_error(self):
+        """Fitted to the knots in logarithms; the square where their noise has the loss fall."""
         plan = LayerPlan("svd", 6, 6, 4, content_bias="folded")
-        errors = [0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.8]
+        errors = [0.0, 0.1, 0.2, 0.4]
         forms = tuple(Form(None if e == 0 else plan, e, 100) for e in errors)
-        knots = ((0.4, 0.07), (0.1, 0.01), (0.3, 0.08))
-        curve = LayerCurve("layer", AttentionShape(24, 24, 3, 8), forms, knots, interaction=2.0)
-        between = 0.01 * 8 ** (math.log(2) / math.log(3))
-        expected = [0, 0.01 / 4, 0.01, between, 0.08, 0.08, 0.08 * 4]
-        assert curve.losses_alone() == pytest.approx(expected)
-        assert curve.losses() == pytest.approx([2 * loss for loss in expected])
+        shape = AttentionShape(24, 24, 3, 8)
+        rising = LayerCurve("layer", shape, forms, ((0.1, 0.001), (0.4, 0.064)), interaction=2.0)
+        assert rising.losses_alone() == pytest.approx([0, 0.001, 0.008, 0.064])
+        assert rising.losses() == pytest.approx([0, 0.002, 0.016, 0.128])
+        falling = LayerCurve("layer", shape, forms, ((0.1, 0.08), (0.4, 0.02)))
+        assert falling.losses_alone() == pytest.approx([0, 0.01, 0.04, 0.16])
 
 
 class TestTargets:

@@ -65,21 +65,23 @@ class LayerCurve:
         return self.losses_alone() * self.interaction
 
     def losses_alone(self) -> Array:
-        """Loss of every form with no other layer changed: interpolated between the knots, over its error.
+        """Loss of every form with no other layer changed: a power of its error, fitted to the knots.
 
-        Both in logarithms; beyond the knots the loss is the square of the error, and a larger error never
-        makes a smaller loss. One power of the error, fitted to all knots, made plans of MiniLM that diverged
-        1 % more (mean over eight sizes, on data of the same kind and of another).
+        A few dozen examples measure a knot to some ten per cent. Interpolated through every one of them, plans
+        of MiniLM were no better, and DINOv2's at a quarter came out below uniform ranks (.981 against .983),
+        where the power's reach .985.
         """
         errors = np.array([form.error for form in self.forms])
         if not self.knots:
             return errors**2
         tiny = np.finfo(np.float64).tiny
-        x, y = np.log(np.maximum(np.array(sorted(self.knots)).T, tiny))
-        y = np.maximum.accumulate(y)
-        at = np.log(np.maximum(errors, tiny))
-        beyond = np.minimum(at - x[0], 0) + np.maximum(at - x[-1], 0)
-        losses: Array = np.where(errors > 0, np.exp(np.interp(at, x, y) + 2 * beyond), 0.0)
+        x, y = np.log(np.maximum(np.array(self.knots).T, tiny))
+        spread = x - x.mean()
+        slope = float(spread @ y / (spread @ spread)) if spread.any() else 0.0
+        if slope <= 0:
+            slope = 2.0  # what small errors have
+        fitted = y.mean() + slope * (np.log(np.maximum(errors, tiny)) - x.mean())
+        losses: Array = np.where(errors > 0, np.exp(fitted), 0.0)
         return losses
 
 
