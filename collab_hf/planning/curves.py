@@ -67,9 +67,9 @@ class LayerCurve:
     def losses_alone(self) -> Array:
         """Loss of every form with no other layer changed: a power of its error, fitted to the knots.
 
-        A few dozen examples measure a knot to some ten per cent. Interpolated through every one of them, plans
-        of MiniLM were no better, and DINOv2's at a quarter came out below uniform ranks (.981 against .983),
-        where the power's reach .985.
+        A few dozen examples measure a knot to some ten per cent. Interpolated through every one of them,
+        plans of MiniLM were no better, and DINOv2's at a quarter came out below uniform ranks (a cosine of
+        .981 against .983), where the power's reach .985.
         """
         errors = np.array([form.error for form in self.forms])
         if not self.knots:
