@@ -134,12 +134,13 @@ def test_a_teacher_of_other_examples_does_not_help(tiny_bert) -> None:
     """Negative control: what helps is the teacher's knowledge, not the training as such."""
     student, teacher = pair(tiny_bert())
     honest = text_batches()
-    recover_(student, Swapped(teacher), honest, FAST)
+    # A smaller rate gains nothing against the wrong answers, and the weights would stay as they came.
+    recover_(student, Swapped(teacher), honest, dataclasses.replace(FAST, learning_rate=0.15))
     misled = _held_out_loss(student, teacher, honest)
     helped, teacher = pair(tiny_bert())
     before = _held_out_loss(helped, teacher, honest)
     recover_(helped, teacher, honest, FAST)
-    assert _held_out_loss(helped, teacher, honest) < before <= misled
+    assert _held_out_loss(helped, teacher, honest) < before < misled
 
 
 def _held_out_loss(
