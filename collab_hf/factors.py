@@ -72,8 +72,7 @@ class SharedFactors:
         projections = 2 * (self.shared_query.numel() + self.shared_key.numel()) * length
         mixing = 0
         if plan.method == "tucker":
-            narrowed = plan.score_width < plan.key_rank // plan.key_groups
-            ranks = plan.query_rank + (plan.key_rank if narrowed else 0)
+            ranks = plan.query_rank + (plan.key_rank if plan.narrows_keys else 0)
             mixing = 2 * heads * plan.score_width * ranks * length
         elif plan.method == "cp":
             mixing = heads * plan.score_width * length

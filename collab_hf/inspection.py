@@ -174,7 +174,7 @@ def _inspect_layer(
     dense = scores.shape.dense_parameters
     curves: dict[str, list[tuple[float, float]]] = {}
     for form in sorted(forms, key=lambda f: (f.parameters, f.error)):
-        points = curves.setdefault(_kind(form), [])
+        points = curves.setdefault(form.kind, [])
         if not points or form.error < points[-1][1]:
             points.append((form.parameters / dense, form.error))
     return LayerInspection(
@@ -185,13 +185,6 @@ def _inspect_layer(
         curves,
         [offer for share in SHARES if (offer := _offer(share, forms, scores.shape)) is not None],
     )
-
-
-def _kind(form: Form) -> str:
-    plan = form.plan
-    if plan is None or plan.method != "tucker":
-        return "dense" if plan is None else plan.method
-    return "tucker, shared key" if plan.score_width == plan.key_rank else "tucker, narrowed"
 
 
 def _offer(share: float, forms: list[Form], shape: AttentionShape) -> Offer | None:

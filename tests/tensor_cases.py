@@ -13,6 +13,7 @@ PLANS = {
     "copy": LayerPlan("copy", 24, 24, 6),
     "tucker": LayerPlan("tucker", 10, 7, 7),
     "narrowed tucker": LayerPlan("tucker", 10, 9, 4),
+    "core rank": LayerPlan("tucker", 10, 9, 6, core_rank=14),
     "key groups": LayerPlan("tucker", 10, 8, 4, key_groups=2),
     "head rank": LayerPlan("tucker", 10, 8, 8, head_rank=2),
     "key groups and head rank": LayerPlan("tucker", 10, 8, 4, key_groups=2, head_rank=3),

@@ -154,6 +154,10 @@ def test_solvers_that_do_not_fit_are_refused(name, solver, message):
             "score_width must be key_rank / key_groups with head_rank",
         ),
         (LayerPlan("svd", 10, 10, 2), "at most 8 with 2 per head"),
+        (LayerPlan("tucker", 10, 8, 4, core_rank=17), "core_rank must be between 1 and 16, got 17"),
+        (LayerPlan("tucker", 10, 8, 8, core_rank=25), "core_rank must be between 1 and 24, got 25"),
+        (LayerPlan("tucker", 10, 8, 4, key_groups=2, core_rank=8), "neither key_groups nor head_rank"),
+        (LayerPlan("tucker", 10, 8, 8, head_rank=2, core_rank=8), "neither key_groups nor head_rank"),
     ],
 )
 def test_ranks_out_of_range_are_refused(plan, message):

@@ -71,7 +71,12 @@ def test_data_tells_more_than_weights(tiny_bert, batches):
 
 def test_errors_fall_with_size(tiny_bert, batches):
     layer = inspect_model(tiny_bert(), batches).layers[0]
-    assert set(layer.curves) == {"svd", "tucker, shared key", "tucker, narrowed"}
+    assert set(layer.curves) == {
+        "svd",
+        "tucker, one shared key",
+        "tucker, narrowed keys",
+        "tucker, a width per head",
+    }
     for points in layer.curves.values():
         assert points == sorted(points, key=lambda point: (point[0], -point[1]))
     assert [offer.share for offer in layer.offers][:2] == [0.5, 0.25]

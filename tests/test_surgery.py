@@ -137,6 +137,7 @@ def test_without_the_content_bias_outputs_differ(make: Any, family: str, bias: A
         CollabConfig(method="svd", rank=12),
         CollabConfig(method="tucker", query_rank=12, key_rank=6),
         CollabConfig(method="tucker", query_rank=12, key_rank=12, score_width=4),
+        CollabConfig(method="tucker", query_rank=12, key_rank=10, core_rank=13),
         CollabConfig(method="tucker", query_rank=12, key_rank=4, key_groups=3),
         CollabConfig(method="tucker", query_rank=12, key_rank=6, head_rank=2),
         CollabConfig(method="tucker", query_rank=12, key_rank=6, content_bias="exact"),

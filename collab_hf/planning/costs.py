@@ -28,7 +28,7 @@ def projection_flops(plan: LayerPlan | None, shape: AttentionShape) -> int:
         count += heads * width
     if plan.method == "tucker":
         count += heads * width * plan.query_rank
-        if width < plan.key_rank // plan.key_groups:
+        if plan.narrows_keys:
             count += heads * width * plan.key_rank
     return 2 * count
 

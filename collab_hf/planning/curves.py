@@ -20,7 +20,7 @@ from ..reconstruction import Piece, reconstruct_layer, recorded
 from ..tensors import ScoreTensor, decompose
 from .divergence import Batch, Divergence, replaced
 from .knapsack import Array
-from .spectra import Form, layer_forms, seen_scores
+from .spectra import Form, layer_forms, seen_scores, worthwhile
 
 # Shares of a layer's dense parameters whose best form is measured; between them the error curve interpolates.
 _MEASURED_SHARES = (1 / 24, 1 / 12, 1 / 6, 1 / 3, 0.6)
@@ -180,7 +180,7 @@ def measured_curves(
                 if share <= _CONTEXT_SHARE or name not in context:
                     context[name] = (factors, knots[-1][1])
                 bar.update()
-            gains = _tucker_gains(curve, solved, layers[name], settings, statistics)
+            gains = _sweep_gains(curve, solved, layers[name], settings, statistics)
             measured.append(replace(curve, forms=_solved(curve.forms, gains), knots=tuple(knots)))
         with replaced(layers, {name: factors for name, (factors, _) in context.items()}):
             together = divergence.measure()
@@ -224,49 +224,49 @@ def _trial(
     )
 
 
-def _tucker_gains(
+def _sweep_gains(
     curve: LayerCurve,
     solved: list[tuple[float, Form, float]],
     layer: tuple[nn.Module, Family],
     settings: Mapping[str, CollabConfig],
     statistics: Mapping[str, LayerStatistics],
-) -> list[tuple[float, float]]:
-    """How far sweeps lower the truncation error of tucker forms: (truncation error, solved error over it).
+) -> dict[str, list[tuple[float, float]]]:
+    """How far sweeps lower truncation errors, by kind: (truncation error, solved error over it).
 
-    Truncation is the best answer for svd but not for tucker, which would come off too badly beside it.
+    Truncation is the best answer for svd but not for tucker, which would come off too badly beside it; it is
+    nearer to the best where heads have widths of their own.
     """
-    gains = []
-    for share, form, error in solved:
-        if form.plan is None or form.plan.method != "tucker":
+    gains: dict[str, list[tuple[float, float]]] = {}
+    for kind in sorted({form.kind for form in curve.forms} - {"dense", "svd"}):
+        found = gains.setdefault(kind, [])
+        for share, measured, error in solved:
             most = share * curve.shape.dense_parameters
-            fitting = [
-                f for f in curve.forms if f.plan and f.plan.method == "tucker" and f.parameters <= most
-            ]
+            fitting = [f for f in curve.forms if f.kind == kind and f.parameters <= most]
             if not fitting:
                 continue
             form = min(fitting, key=lambda f: f.error)
-            error = _trial(layer, form, curve.name, settings, statistics).relative_error
-        if form.error > 0:
-            gains.append((form.error, min(1.0, error / form.error)))
+            if form != measured:
+                error = _trial(layer, form, curve.name, settings, statistics).relative_error
+            if form.error > 0:
+                found.append((form.error, min(1.0, error / form.error)))
     return gains
 
 
-def _solved(forms: tuple[Form, ...], gains: list[tuple[float, float]]) -> tuple[Form, ...]:
-    """Forms with the errors that sweeps bring tucker to."""
-    if not gains:
-        return forms
-    errors, ratios = zip(*sorted(gains), strict=True)
-    return tuple(
-        replace(form, error=form.error * float(np.interp(form.error, errors, ratios)))
-        if form.plan is not None and form.plan.method == "tucker"
-        else form
-        for form in forms
-    )
+def _solved(forms: tuple[Form, ...], gains: Mapping[str, list[tuple[float, float]]]) -> tuple[Form, ...]:
+    """Forms with the errors that sweeps bring them to, without those that others beat then."""
+
+    def error(form: Form) -> float:
+        if not gains.get(form.kind):
+            return form.error
+        errors, ratios = zip(*sorted(gains[form.kind]), strict=True)
+        return form.error * float(np.interp(form.error, errors, ratios))
+
+    return tuple(worthwhile([replace(form, error=error(form)) for form in forms]))
 
 
 def _measured_forms(curve: LayerCurve) -> dict[float, Form]:
     """The form of least error at each of a few shares of the parameters; equal ones once."""
-    forms = [form for form in curve.forms if form.plan is not None]
+    forms = sorted((f for f in curve.forms if f.plan is not None), key=lambda f: f.parameters)
     chosen: dict[float, Form] = {}
     for share in _MEASURED_SHARES:
         fitting = [f for f in forms if f.parameters <= share * curve.shape.dense_parameters] or forms[:1]

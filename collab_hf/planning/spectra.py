@@ -7,7 +7,7 @@ iterations of `tensors` reach.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,11 @@ _RANK_RATIO = 1.1
 # Query and key ranks further apart than this never had the least error at their size on the models measured.
 _MOST_SKEW = 4
 
+# Heads of widths of their own: caps in quarters of head_dim, and the most that a cap is above the mean width.
+# Further caps and lower means never had the least error at their size on the models measured.
+_CAP_QUARTERS = (2, 3, 4)
+_CAP_OVER_MEAN = 3
+
 # A form above this share of the dense parameters is not worth its error.
 _MOST_SHARE = 0.9
 
@@ -47,6 +52,16 @@ class Form:
     plan: LayerPlan | None
     error: float
     parameters: int
+
+    @property
+    def kind(self) -> str:
+        """What the form is, ranks aside."""
+        plan = self.plan
+        if plan is None or plan.method != "tucker":
+            return "dense" if plan is None else plan.method
+        if plan.core_rank is not None:
+            return "tucker, a width per head"
+        return "tucker, narrowed keys" if plan.narrows_keys else "tucker, one shared key"
 
 
 def seen_scores(scores: ScoreTensor, statistics: LayerStatistics | None, damping: float) -> ScoreTensor:
@@ -75,17 +90,22 @@ def seen_scores(scores: ScoreTensor, statistics: LayerStatistics | None, damping
 
 
 def layer_forms(scores: ScoreTensor, config: CollabConfig) -> list[Form]:
-    """Every form worth a thought for one layer, dense included, none dominated by another.
+    """Every form worth a thought for one layer, dense included, none dominated by another of its kind.
 
     Args:
         scores: the layer's scores as the softmax sees them (`seen_scores`).
         config: the layer's settings.
 
     Returns:
-        Forms by rising size and falling error.
+        Forms by kind, and within a kind by rising size.
     """
     most = _MOST_SHARE * scores.shape.dense_parameters
-    return _worthwhile([f for f in all_forms(scores, config) if f.plan is None or f.parameters <= most])
+    by_kind: dict[str, list[Form]] = {}
+    for form in all_forms(scores, config):
+        if form.plan is None or form.parameters <= most:
+            by_kind.setdefault(form.kind, []).append(form)
+    # Sweeps lower the errors of some kinds further than those of others.
+    return [form for forms in by_kind.values() for form in worthwhile(forms)]
 
 
 def all_forms(scores: ScoreTensor, config: CollabConfig) -> list[Form]:
@@ -166,12 +186,32 @@ def _tucker_forms(scores: ScoreTensor, bias: ContentBias) -> Iterator[tuple[Laye
             for i, r in enumerate(ranks)
             if r > widths[0] and max(r, query_rank) <= _MOST_SKEW * min(r, query_rank)
         ]
-        kept = _narrowed(grams[0][position], grams[1][fitting])
+        squares = _slice_squares(grams[0][position], grams[1][fitting])
+        kept = squares.cumsum(-1).sum(1)
         for place, index in enumerate(fitting):
             for width in widths:
                 if width < min(query_rank + 1, ranks[index]):
                     plan = LayerPlan("tucker", query_rank, ranks[index], width, content_bias=bias)
                     yield plan, total - float(kept[place, width - 1])
+        for width in {shape.head_dim * quarters // 4 for quarters in _CAP_QUARTERS}:
+            if 0 < width <= query_rank:
+                yield from _allotted_forms(squares, width, query_rank, [ranks[i] for i in fitting], total, bias)
+
+
+def _allotted_forms(
+    squares: Tensor, width: int, query_rank: int, key_ranks: list[int], total: float, bias: ContentBias
+) -> Iterator[tuple[LayerPlan, float]]:
+    """Heads with widths of their own, up to a cap: the largest of all their singular values stay."""
+    most = squares.shape[1] * width
+    sums = squares[..., :width].flatten(1).sort(descending=True)[0].cumsum(-1).tolist()
+    for place, key_rank in enumerate(key_ranks):
+        if key_rank >= width:
+            for rank in rank_grid(most - 1):
+                if _CAP_OVER_MEAN * rank >= most:
+                    plan = LayerPlan(
+                        "tucker", query_rank, key_rank, width, core_rank=rank, content_bias=bias
+                    )
+                    yield plan, total - sums[place][rank - 1]
 
 
 def nested_cores(scores: ScoreTensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -203,32 +243,38 @@ def _leading_grams(factors: Tensor, ranks: list[int]) -> Tensor:
     return torch.stack(grams)
 
 
-def _narrowed(query_gram: Tensor, key_grams: Tensor) -> Tensor:
-    """What truncating every head's slice X_h Y_h^T to width w keeps, for all w at once.
+def _slice_squares(query_gram: Tensor, key_grams: Tensor) -> Tensor:
+    """Squared singular values of every head's slice X_h Y_h^T, largest first.
 
-    The squared singular values of X Y^T are the eigenvalues of S^T (Y^T Y) S with S S^T = X^T X: d x d
-    matrices, whatever the ranks are.
+    They are the eigenvalues of S^T (Y^T Y) S with S S^T = X^T X: d x d matrices, whatever the ranks are.
 
     Args:
         query_gram: X^T X, (H, d, d).
         key_grams: Y^T Y for several key ranks, (K, H, d, d).
 
     Returns:
-        Sums over heads of the w largest, (K, d).
+        (K, H, d).
     """
     values, vectors = torch.linalg.eigh(query_gram)
     root = vectors * values.clamp_min(0).sqrt().unsqueeze(-2)
     squares: Tensor = torch.linalg.eigvalsh(root.mT @ key_grams @ root).clamp_min(0)
-    return squares.flip(-1).cumsum(-1).sum(1)
+    return squares.flip(-1)
 
 
-def _worthwhile(forms: list[Form]) -> list[Form]:
-    """Forms that no other one equals or beats in size, score width and error."""
+def worthwhile(forms: Sequence[Form]) -> list[Form]:
+    """Forms that no other one equals or beats in size, score width and error.
+
+    Args:
+        forms: forms of one layer.
+
+    Returns:
+        Some of them, by rising size.
+    """
     kept: list[Form] = []
+    least: dict[float, float] = {}  # error by score width, of those that are no larger
     for form in sorted(forms, key=lambda f: (f.parameters, f.error, f.plan.score_width if f.plan else 0)):
         width = form.plan.score_width if form.plan else float("inf")
-        if not any(
-            k.error <= form.error and (k.plan.score_width if k.plan else float("inf")) <= width for k in kept
-        ):
+        if all(error > form.error for other, error in least.items() if other <= width):
             kept.append(form)
+            least[width] = form.error
     return kept

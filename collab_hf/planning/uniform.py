@@ -155,5 +155,7 @@ def _plan(
         bias = "folded" if width <= shape.head_dim and not roomy else "exact"
     else:
         bias = config.content_bias
-    plan = LayerPlan(method, query_rank, key_rank, width, config.key_groups, config.head_rank, bias)
+    plan = LayerPlan(
+        method, query_rank, key_rank, width, config.key_groups, config.head_rank, config.core_rank, bias
+    )
     return plan.check(shape, name)
