@@ -55,15 +55,20 @@ class CollabAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Self-attention with the host's arguments and results."""
         cache = getattr(past_key_values, "self_attention_cache", past_key_values)
-        key, value = self._keys_and_values(hidden_states)
+        query = self.collab_family.projection(self, "query")(hidden_states)
+        key, value = self._keys_and_values(hidden_states, query)
         if cache is not None:
             key, value = self._update(cache, key, value)
-        return self._attend(hidden_states, key, value, attention_mask, cache is not None, **kwargs)
+        return self._attend(hidden_states, query, key, value, attention_mask, cache is not None, **kwargs)
 
-    def _keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
+    def _keys_and_values(self, source: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
         """What a decoder caches: (B, S, key_rank + H where the bias is exact) and (B, S, H * V)."""
-        family = self.collab_family
-        return family.projection(self, "key")(source), family.projection(self, "value")(source)
+        family, plan = self.collab_family, self.collab_plan
+        own = plan.content_bias == "exact" or not plan.tied
+        key = family.projection(self, "key")(source if own else query)
+        if plan.tied and own:
+            key = torch.cat([query, key], -1)
+        return key, family.projection(self, "value")(source)
 
     def _update(self, cache: Any, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         # One "head" for both, as a static cache sizes keys and values by one number of heads.
@@ -73,6 +78,7 @@ class CollabAttention(nn.Module):
     def _attend(
         self,
         source: Tensor,
+        query: Tensor,
         key: Tensor,
         value: Tensor,
         mask: Tensor | None,
@@ -90,7 +96,6 @@ class CollabAttention(nn.Module):
         if plan.content_bias == "exact":
             # (B, S, H) -> (B, H, 1, S)
             key, bias = key[..., : plan.key_rank], key[..., plan.key_rank :].transpose(1, 2).unsqueeze(2)
-        query = self.collab_family.projection(self, "query")(source)
         weights = None
         if cached and length == 1 and backend == "sdpa" and mixing.derives_keys:
             query, key = mixing.latent_queries(query), key.unsqueeze(1)
@@ -230,15 +235,17 @@ class CollabCrossAttention(CollabAttention):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Cross-attention with the host's arguments and results."""
+        query = self.collab_family.projection(self, "query")(hidden_states)
         if past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
             layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
             key, value = layer.keys.squeeze(1), layer.values.squeeze(1)
         else:
-            key, value = self._keys_and_values(encoder_hidden_states)  # type: ignore[arg-type]
+            key, value = self._keys_and_values(encoder_hidden_states, query)  # type: ignore[arg-type]
             if past_key_values is not None:
                 key, value = self._update(past_key_values.cross_attention_cache, key, value)
                 past_key_values.is_updated[self.layer_idx] = True
-        return self._attend(hidden_states, key, value, attention_mask, past_key_values is not None, **kwargs)
+        cached = past_key_values is not None
+        return self._attend(hidden_states, query, key, value, attention_mask, cached, **kwargs)
 
 
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
@@ -272,7 +279,8 @@ def convert_(module: Any, plan: LayerPlan) -> None:
     """Turn a dense attention module into a collaborative one, in place; factors are left uninitialised.
 
     Keeps the module and its projections as objects (hooks stay), their device, dtype, training mode and
-    requires_grad.
+    requires_grad. But where a tied plan leaves the key projection nothing to do, an identity takes its place:
+    its input is what the query projection gives.
 
     Args:
         module: a dense attention module of a known family.
@@ -281,17 +289,38 @@ def convert_(module: Any, plan: LayerPlan) -> None:
     family = FAMILIES[type(module).__name__]
     shape = family.shape(module)
     query, key = family.projection(module, "query"), family.projection(module, "key")
-    exact_rows = shape.num_heads if plan.content_bias == "exact" else 0
+    rows = 0 if plan.tied else plan.key_rank
+    rows += shape.num_heads if plan.content_bias == "exact" else 0
     weight = query.weight
     with torch.device(weight.device):
         mixing = build_mixing(plan, shape.num_heads).to(weight.dtype)
     mixing.requires_grad_(weight.requires_grad)
     mixing.train(module.training)
     _resize_(query, plan.query_rank)
-    _resize_(key, plan.key_rank + exact_rows)
+    if rows:
+        _resize_(key, rows)
+    else:
+        setattr(module, family.key, nn.Identity())
     module.__class__ = collab_attention_class(type(module))
     module.collab_plan = plan
     module.mixing = mixing
+
+
+def key_rows(module: Any) -> Tensor:
+    """Rows of the shared key projection of a converted module, and below them those of an exact content bias.
+
+    Args:
+        module: an attention module that `convert_` made.
+
+    Returns:
+        (key_rank, E), or (key_rank + num_heads, E).
+    """
+    family, plan = module.collab_family, module.collab_plan
+    key = family.projection(module, "key")
+    if not plan.tied:
+        return key.weight
+    query = family.projection(module, "query").weight
+    return query if isinstance(key, nn.Identity) else torch.cat([query, key.weight])
 
 
 def _resize_(linear: Any, out_features: int) -> None:

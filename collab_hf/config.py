@@ -25,6 +25,7 @@ class AttentionShape:
         num_heads: number of attention heads.
         head_dim: width of one dense head.
         biases: entries of the biases of the query and key projections together.
+        cross: queries and keys come from different sequences.
     """
 
     query_size: int
@@ -32,6 +33,7 @@ class AttentionShape:
     num_heads: int
     head_dim: int
     biases: int = 0
+    cross: bool = False
 
     @property
     def full_rank(self) -> int:
@@ -57,6 +59,7 @@ class LayerPlan:
         head_rank: tucker; rank of the core along the heads, or None for a core of its own for every head.
         core_rank: tucker; ranks of all heads' core slices together, where each head has a width of its own up
             to score_width; None where all have score_width.
+        tied: tucker; queries and keys are read from one and the same shared projection.
         content_bias: `exact` adds the content bias to the scores, `folded` makes it a bias of the query.
     """
 
@@ -67,6 +70,7 @@ class LayerPlan:
     key_groups: int = 1
     head_rank: int | None = None
     core_rank: int | None = None
+    tied: bool = False
     content_bias: ContentBias = "exact"
 
     @classmethod
@@ -103,7 +107,8 @@ class LayerPlan:
             Shared projections, mixing and content bias.
         """
         heads, width = shape.num_heads, self.score_width
-        count = shape.query_size * self.query_rank + shape.key_size * self.key_rank
+        count = shape.query_size * self.query_rank
+        count += 0 if self.tied else shape.key_size * self.key_rank
         count += heads * (width if self.content_bias == "folded" else shape.key_size)
         if self.method == "cp":
             count += heads * width
@@ -167,7 +172,20 @@ class LayerPlan:
                 raise RankError(f"core_rank goes with neither key_groups nor head_rank{at}")
             widest = min(self.score_width, self.query_rank, shape.head_dim)
             _check_range("core_rank", self.core_rank, shape.num_heads * widest, at)
+        if self.tied:
+            self._check_tied(shape, at)
         return self
+
+    def _check_tied(self, shape: AttentionShape, at: str) -> None:
+        if self.method != "tucker" or self.key_groups > 1 or self.head_rank is not None:
+            raise RankError(f"tied belongs to tucker without key_groups and head_rank{at}")
+        if shape.cross or shape.query_size != shape.key_size:
+            raise RankError(f"tied needs queries and keys from the same input, not cross-attention{at}")
+        if self.key_rank != self.query_rank:
+            raise RankError(
+                f"key_rank must equal query_rank where they are tied, got {self.key_rank} and "
+                f"{self.query_rank}{at}"
+            )
 
 
 def _check_range(name: str, value: int, most: int, at: str) -> None:
@@ -192,6 +210,7 @@ class CollabConfig:
         head_rank: tucker; rank of the core along the heads.
         core_rank: tucker; ranks of all heads' core slices together, which go to the heads that need them, up
             to score_width each.
+        tied: tucker; let queries and keys be read from one and the same shared projection.
         dims_per_head: cp; number of shared dimensions that each head uses (sparse mixing).
         budget: share of the query/key parameters to keep at most, in (0, 1].
         target_params: auto; query/key parameters to keep at most.
@@ -223,6 +242,7 @@ class CollabConfig:
     key_groups: int = 1
     head_rank: int | None = None
     core_rank: int | None = None
+    tied: bool = False
     dims_per_head: int | None = None
     budget: float | None = None
     target_params: int | None = None
@@ -257,21 +277,11 @@ class CollabConfig:
 
     def _check_fields_fit_method(self) -> None:
         allowed = _FIELDS_OF_METHOD[self.method]
-        for name in sorted((_RANK_FIELDS | _TARGETS) - allowed):
-            value = getattr(self, name)
-            if value is not None and value != (1 if name == "key_groups" else None):
+        for name in sorted({*_RANK_FIELDS, *_TARGETS} - allowed):
+            if getattr(self, name) != _NO_RANKS[name]:
                 owners = ", ".join(m for m, names in _FIELDS_OF_METHOD.items() if name in names)
                 raise ConfigError(f"{name} belongs to method {owners}, got it with method {self.method}")
-        for name in (
-            "rank",
-            "query_rank",
-            "key_rank",
-            "score_width",
-            "key_groups",
-            "head_rank",
-            "core_rank",
-            "dims_per_head",
-        ):
+        for name in _RANK_FIELDS.keys() - {"tied"}:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise RankError(f"{name} must be an integer of at least 1, got {value}")
@@ -310,7 +320,7 @@ class CollabConfig:
                 )
             return None
         base = replace(self, layers={})
-        if _RANK_FIELDS.union({"method", "budget"}) & set(chosen):
+        if {*_RANK_FIELDS, "method", "budget"} & set(chosen):
             base = replace(base, method=chosen.get("method", self.method), **_NO_RANKS)
         try:
             return replace(base, **chosen)
@@ -357,17 +367,24 @@ class CollabConfig:
             raise ConfigError(f"cannot read the settings: {error}") from None
 
 
-_RANK_FIELDS = frozenset(
-    {"rank", "query_rank", "key_rank", "score_width", "key_groups", "head_rank", "core_rank", "dims_per_head"}
-)
-_TARGETS = frozenset({"target_params", "target_flops", "max_loss"})
-_NO_RANKS: dict[str, Any] = {
-    name: 1 if name == "key_groups" else None for name in (*_RANK_FIELDS, *_TARGETS, "budget")
+# Fields that settle a form, with the value that says nothing.
+_RANK_FIELDS: dict[str, Any] = {
+    "rank": None,
+    "query_rank": None,
+    "key_rank": None,
+    "score_width": None,
+    "key_groups": 1,
+    "head_rank": None,
+    "core_rank": None,
+    "tied": False,
+    "dims_per_head": None,
 }
+_TARGETS = frozenset({"target_params", "target_flops", "max_loss"})
+_NO_RANKS: dict[str, Any] = {**_RANK_FIELDS, **dict.fromkeys((*_TARGETS, "budget"))}
 _FIELDS_OF_METHOD: dict[str, frozenset[str]] = {
     "auto": _TARGETS,
     "cp": frozenset({"rank", "dims_per_head"}),
-    "tucker": _RANK_FIELDS - {"dims_per_head"},
+    "tucker": frozenset(_RANK_FIELDS) - {"dims_per_head"},
     "svd": frozenset({"rank"}),
     "copy": frozenset(),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
-from .attention import CollabAttention
+from .attention import CollabAttention, key_rows
 from .errors import FamilyError, RankError
 from .families import relative_name
 
@@ -67,7 +68,7 @@ def _dense_factors(module: CollabAttention, name: str, nearest: bool) -> _Head:
     with torch.no_grad():
         # (R, D)^T P_h: a selection or identity keeps every bit, also in float64 and back
         shared_query = family.projection(module, "query").weight.double().T
-        rows = family.projection(module, "key").weight.double()
+        rows = key_rows(module).double()
         query = shared_query @ mixing.query_maps().double().to(rows.device)
         key = rows[: plan.key_rank].T @ mixing.key_maps().double().to(rows.device)
         bias = query.new_zeros(len(query), query.shape[2])
@@ -126,7 +127,10 @@ def _truncate(query: Tensor, key: Tensor, bias: Tensor, width: int) -> tuple[Ten
 def _install_dense_(module: CollabAttention, dense: _Head) -> None:
     """Put the factors into the host's own projections and class."""
     family = module.collab_family
-    query, key = family.projection(module, "query"), family.projection(module, "key")
+    query = family.projection(module, "query")
+    if isinstance(family.projection(module, "key"), nn.Identity):
+        setattr(module, family.key, copy.deepcopy(query))
+    key = family.projection(module, "key")
     has_bias = family.projection(module, "value").bias is not None or bool(dense.bias.any())
     for linear, weight, bias in (
         (query, dense.query, dense.bias),

@@ -19,7 +19,7 @@ class SharedFactors:
     Attributes:
         plan: the form and its ranks.
         shared_query: A of shape (query_size, query_rank).
-        shared_key: B of shape (key_size, key_rank).
+        shared_key: B of shape (key_size, key_rank); A itself where they are tied.
         mixing: P_h and Q_h, and the folded content bias where there is one.
         content_bias: l_h of shape (num_heads, key_size), added to the unscaled scores; None where folded.
         relative_error: ||T - T^||_F / ||T||_F in the metric minimised (weights, or data).
@@ -53,7 +53,9 @@ class SharedFactors:
     @property
     def num_parameters(self) -> int:
         """Trainable numbers of the layer's query and key: projections, mixing and content bias."""
-        tensors = [self.shared_query, self.shared_key, *self.mixing.parameters()]
+        tensors = [self.shared_query, *self.mixing.parameters()]
+        if not self.plan.tied:
+            tensors.append(self.shared_key)
         if self.content_bias is not None:
             tensors.append(self.content_bias)
         return sum(t.numel() for t in tensors)
@@ -69,7 +71,8 @@ class SharedFactors:
             `copy`.
         """
         plan, heads = self.plan, self.mixing.num_heads
-        projections = 2 * (self.shared_query.numel() + self.shared_key.numel()) * length
+        keys = 0 if plan.tied else self.shared_key.numel()
+        projections = 2 * (self.shared_query.numel() + keys) * length
         mixing = 0
         if plan.method == "tucker":
             ranks = plan.query_rank + (plan.key_rank if plan.narrows_keys else 0)

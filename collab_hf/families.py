@@ -44,14 +44,15 @@ class Family:
     cross: bool = False
 
     def shape(self, module: nn.Module) -> AttentionShape:
-        """Sizes of a dense attention module of this family."""
+        """Sizes of an attention module of this family, dense or converted."""
         query, key = self.projection(module, "query"), self.projection(module, "key")
+        key = query if isinstance(key, nn.Identity) else key  # tied
         biases = sum(linear.bias.numel() for linear in (query, key) if linear.bias is not None)
         heads, head_dim = getattr(module, self.num_heads), getattr(module, self.head_dim)
-        return AttentionShape(query.in_features, key.in_features, heads, head_dim, biases)
+        return AttentionShape(query.in_features, key.in_features, heads, head_dim, biases, self.cross)
 
     def projection(self, module: nn.Module, role: Literal["query", "key", "value"]) -> nn.Linear:
-        """The module's projection for a role."""
+        """The module's projection for a role; an nn.Identity for the key that is tied to the query."""
         linear: nn.Linear = getattr(module, getattr(self, role))
         return linear
 

@@ -160,17 +160,23 @@ def inspect_model(
     for key, (module, family) in tqdm(layers.items(), desc="Spectra", unit="layer", disable=not progress):
         scores = score_tensor(module, family, key, config)
         with torch.no_grad():
-            found.append(_inspect_layer(key, scores, None if statistics is None else statistics[key], config))
+            seen = None if statistics is None else statistics[key]
+            found.append(_inspect_layer(key, scores, seen, config, cross=family.cross))
     return Inspection(
         name or type(model).__name__, found, sum(parameter.numel() for parameter in model.parameters())
     )
 
 
 def _inspect_layer(
-    name: str, scores: ScoreTensor, statistics: LayerStatistics | None, config: CollabConfig
+    name: str,
+    scores: ScoreTensor,
+    statistics: LayerStatistics | None,
+    config: CollabConfig,
+    *,
+    cross: bool,
 ) -> LayerInspection:
     seen = seen_scores(scores, statistics, config.damping)
-    forms = [form for form in all_forms(seen, config) if form.plan is not None]
+    forms = [form for form in all_forms(seen, config, cross=cross) if form.plan is not None]
     dense = scores.shape.dense_parameters
     curves: dict[str, list[tuple[float, float]]] = {}
     for form in sorted(forms, key=lambda f: (f.parameters, f.error)):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .attention import CollabAttention, convert_
+from .attention import CollabAttention, convert_, key_rows
 from .calibration import LayerCall, watch_layers
 from .factors import SharedFactors
 from .families import FAMILIES, Family
@@ -87,18 +87,19 @@ def fill_(module: Any, factors: SharedFactors) -> None:
         factors: its query and key in shared form.
     """
     family: Family = module.collab_family
-    rows = [factors.shared_key.T]
+    family.projection(module, "query").weight.copy_(factors.shared_query.T)
+    rows = [] if factors.plan.tied else [factors.shared_key.T]
     if factors.content_bias is not None:
         rows.append(factors.content_bias)
-    family.projection(module, "query").weight.copy_(factors.shared_query.T)
-    family.projection(module, "key").weight.copy_(torch.cat(rows))
+    if rows:
+        family.projection(module, "key").weight.copy_(torch.cat(rows))
     module.mixing.load_state_dict(factors.mixing.state_dict())
 
 
 def _read(module: CollabAttention, relative_error: float) -> SharedFactors:
     """The opposite of `fill_`."""
     plan, family = module.collab_plan, module.collab_family
-    key = family.projection(module, "key").weight.detach()
+    key = key_rows(module).detach()
     return SharedFactors(
         plan,
         family.projection(module, "query").weight.detach().T,

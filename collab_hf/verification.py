@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 from . import fresh_load
 from .attention import CollabAttention
 from .checkpoint import load_model
-from .config import AttentionShape
 from .errors import CheckpointError, DataError
 from .families import relative_name
 from .mixing import CoreMixing, IndexedMixing
@@ -158,10 +157,7 @@ def _check_layers(model: PreTrainedModel, directory: Path) -> list[CollabAttenti
 def _check_layer(layer: CollabAttention, name: str) -> None:
     """Shapes were checked against config.json by loading; their number and the indices are not."""
     family, plan, mixing = layer.collab_family, layer.collab_plan, layer.mixing
-    query, key = family.projection(layer, "query"), family.projection(layer, "key")
-    shape = AttentionShape(
-        query.in_features, key.in_features, mixing.num_heads, getattr(layer, family.head_dim)
-    )
+    shape = family.shape(layer)
     plan.check(shape, name)
     count = sum(t.numel() for t in _factors(layer).values() if t.is_floating_point())
     if count != plan.num_parameters(shape):

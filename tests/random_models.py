@@ -21,6 +21,8 @@ PLANS = {
     "tucker-groups": LayerPlan("tucker", 10, 8, 4, key_groups=2, content_bias="folded"),
     "tucker-head-rank": LayerPlan("tucker", 12, 8, 8, head_rank=2, content_bias="folded"),
     "tucker-core-rank": LayerPlan("tucker", 12, 10, 5, core_rank=9, content_bias="folded"),
+    "tucker-tied": LayerPlan("tucker", 12, 12, 4, tied=True, content_bias="folded"),
+    "tucker-tied-exact": LayerPlan("tucker", 12, 12, 4, tied=True, content_bias="exact"),
     "cp": LayerPlan("cp", 16, 16, 16, content_bias="exact"),
     "cp-sparse": LayerPlan("cp", 16, 16, 4, content_bias="folded"),
     "svd": LayerPlan("svd", 12, 12, 4, content_bias="exact"),
@@ -40,12 +42,15 @@ def make_collab_(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
 
 def _fill_(module: Any) -> None:
     for role in ("query", "key"):
-        nn.init.normal_(module.collab_family.projection(module, role).weight, std=0.3)
+        for parameter in module.collab_family.projection(module, role).parameters():
+            nn.init.normal_(parameter, std=0.3)
     for parameter in module.mixing.parameters():
         nn.init.normal_(parameter, std=0.5)
     if isinstance(module.mixing, IndexedMixing):
         choices = module.mixing.choices
-        chosen = [torch.randperm(choices)[: module.mixing.score_width] for _ in range(module.mixing.num_heads)]
+        chosen = [
+            torch.randperm(choices)[: module.mixing.score_width] for _ in range(module.mixing.num_heads)
+        ]
         module.mixing.index.copy_(torch.stack(chosen))
     if isinstance(getattr(module.mixing, "group", None), torch.Tensor):
         module.mixing.group.copy_(torch.arange(module.mixing.num_heads) % module.mixing.key_groups)

@@ -14,6 +14,8 @@ PLANS = {
     "tucker": LayerPlan("tucker", 10, 7, 7),
     "narrowed tucker": LayerPlan("tucker", 10, 9, 4),
     "core rank": LayerPlan("tucker", 10, 9, 6, core_rank=14),
+    "tied": LayerPlan("tucker", 10, 10, 4, tied=True),
+    "tied, core rank": LayerPlan("tucker", 12, 12, 6, core_rank=14, tied=True),
     "key groups": LayerPlan("tucker", 10, 8, 4, key_groups=2),
     "head rank": LayerPlan("tucker", 10, 8, 8, head_rank=2),
     "key groups and head rank": LayerPlan("tucker", 10, 8, 4, key_groups=2, head_rank=3),

@@ -38,16 +38,16 @@ def plain(module: Any, states: Tensor, mask: Tensor | None, causal: bool = False
     """softmax((x A P_h Q_h^T B^T y^T + l_h y^T) / sqrt(head_dim) + mask) y W_V, in float64."""
     plan, mixing = module.collab_plan, module.mixing
     x = states.detach().double()
-    key_weight = module.key.weight.detach().double()
+    shared_key = module.query.weight if plan.tied else module.key.weight[: plan.key_rank]
     left = x @ module.query.weight.detach().double().T  # (B, T, R)
-    right = x @ key_weight[: plan.key_rank].T
+    right = x @ shared_key.detach().double().T
     queries = left.unsqueeze(1) @ mixing.query_maps().detach().double()  # (B, H, T, W)
     keys = right.unsqueeze(1) @ mixing.key_maps().detach().double()
     if mixing.bias is not None:
         queries = queries + mixing.bias.detach().double().unsqueeze(1)
     scores = queries @ keys.transpose(2, 3)
     if plan.content_bias == "exact":
-        scores = scores + (x @ key_weight[plan.key_rank :].T).transpose(1, 2).unsqueeze(2)
+        scores = scores + (x @ module.key.weight[-HEADS:].detach().double().T).transpose(1, 2).unsqueeze(2)
     scores = scores * HEAD_DIM**-0.5
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()

@@ -70,7 +70,7 @@ def test_folding_the_content_bias_costs_little_and_is_counted(name):
     assert exact - 1e-3 < folded < 1.15 * exact  # sparse supports differ, hence the small slack below
 
 
-@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("name", [name for name, plan in PLANS.items() if not plan.tied])
 def test_cross_attention_has_a_metric_for_each_side(name):
     scores = random_scores(key_size=17)
     plan = PLANS[name]
@@ -83,6 +83,16 @@ def test_cross_attention_has_a_metric_for_each_side(name):
         assert torch.isfinite(factors.expand()).all()
     one_sided = decompose(scores, plan, query_moments=query)  # nothing is known of the keys
     assert torch.isfinite(one_sided.expand()).all()
+
+
+def test_tied_projections_need_one_input():
+    plan, moments = PLANS["tied"], random_moments()
+    with pytest.raises(RankError, match="tied needs queries and keys from the same input"):
+        decompose(random_scores(key_size=17), plan)
+    with pytest.raises(DecompositionError, match="moments of one input"):
+        decompose(random_scores(), plan, query_moments=moments, key_moments=random_moments(seed=2))
+    factors = decompose(random_scores(), plan, query_moments=moments)
+    assert factors.shared_key is factors.shared_query
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -134,7 +144,7 @@ def test_any_tucker_solver_of_tensorly_serves(solver):
         ("cp", "tensorly.tensor_train", "gives neither a CP nor a Tucker tensor"),
         ("sparse cp", "tensorly.parafac", "needs method cp without dims_per_head"),
         ("svd", "tensorly.parafac", "needs method cp"),
-        ("key groups", "tensorly.tucker", "one key group"),
+        ("key groups", "tensorly.tucker", "no key_groups"),
     ],
 )
 def test_solvers_that_do_not_fit_are_refused(name, solver, message):
@@ -158,6 +168,9 @@ def test_solvers_that_do_not_fit_are_refused(name, solver, message):
         (LayerPlan("tucker", 10, 8, 8, core_rank=25), "core_rank must be between 1 and 24, got 25"),
         (LayerPlan("tucker", 10, 8, 4, key_groups=2, core_rank=8), "neither key_groups nor head_rank"),
         (LayerPlan("tucker", 10, 8, 8, head_rank=2, core_rank=8), "neither key_groups nor head_rank"),
+        (LayerPlan("tucker", 10, 8, 4, tied=True), "key_rank must equal query_rank where they are tied"),
+        (LayerPlan("svd", 10, 10, 4, tied=True), "tied belongs to tucker"),
+        (LayerPlan("tucker", 8, 8, 4, key_groups=2, tied=True), "tied belongs to tucker without key_groups"),
     ],
 )
 def test_ranks_out_of_range_are_refused(plan, message):

@@ -76,6 +76,7 @@ def test_errors_fall_with_size(tiny_bert, batches):
         "tucker, one shared key",
         "tucker, narrowed keys",
         "tucker, a width per head",
+        "tied tucker",
     }
     for points in layer.curves.values():
         assert points == sorted(points, key=lambda point: (point[0], -point[1]))

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.models.bert.modeling_bert import BertSelfAttention
 
 from collab_hf import CollabConfig, compress_
-from collab_hf.attention import CollabAttention
+from collab_hf.attention import CollabAttention, key_rows
 from collab_hf.errors import ConfigError, DecompositionError, FamilyError, RankError
 
 FULL = 24  # 3 heads of 8
@@ -138,6 +138,9 @@ def test_without_the_content_bias_outputs_differ(make: Any, family: str, bias: A
         CollabConfig(method="tucker", query_rank=12, key_rank=6),
         CollabConfig(method="tucker", query_rank=12, key_rank=12, score_width=4),
         CollabConfig(method="tucker", query_rank=12, key_rank=10, core_rank=13),
+        CollabConfig(method="tucker", rank=10, core_rank=13, tied=True),
+        CollabConfig(method="tucker", rank=6, tied=True),
+        CollabConfig(method="tucker", rank=6, tied=True, content_bias="exact"),
         CollabConfig(method="tucker", query_rank=12, key_rank=4, key_groups=3),
         CollabConfig(method="tucker", query_rank=12, key_rank=6, head_rank=2),
         CollabConfig(method="tucker", query_rank=12, key_rank=6, content_bias="exact"),
@@ -157,7 +160,7 @@ def test_low_rank_attention_is_the_formula_with_the_original_scale(
 
     # The formula, in float64, from the factors alone.
     plan, x = module.collab_plan, hidden.double()
-    key = module.key.weight.detach().double()
+    key = key_rows(module).detach().double()
     left = module.query.weight.detach().double().T @ module.mixing.query_maps().detach().double()
     right = key[: plan.key_rank].T @ module.mixing.key_maps().detach().double()
     if plan.content_bias == "exact":

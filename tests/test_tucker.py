@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -15,6 +16,7 @@ from collab_hf.tensors.tucker import TuckerRanks, decompose_tucker
 # Errors come out of a difference of squares: the root of float64's 2e-16.
 ERROR_TOLERANCE = 1e-7
 PLAIN, NARROWED, ALLOTTED = TuckerRanks(10, 7, 7), TuckerRanks(12, 10, 4), TuckerRanks(12, 10, 6, 13)
+TIED, TIED_ALLOTTED = TuckerRanks(10, 10, 4, tied=True), TuckerRanks(12, 12, 6, 13, tied=True)
 
 
 def expand(solution):
@@ -30,14 +32,16 @@ def expand(solution):
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("ranks", [PLAIN, NARROWED, ALLOTTED, TuckerRanks(3, 3, 3), TuckerRanks(20, 20, 5)])
+@pytest.mark.parametrize(
+    "ranks", [PLAIN, NARROWED, ALLOTTED, TIED, TIED_ALLOTTED, TuckerRanks(3, 3, 3), TuckerRanks(20, 20, 5)]
+)
 def test_error_never_rises(ranks, bias):
     errors = decompose_tucker(random_scores(bias=bias), ranks, tol=0).errors
     assert all(later <= earlier for earlier, later in pairwise(errors))
     assert errors[-1] < errors[0]
 
 
-@pytest.mark.parametrize("ranks", [PLAIN, NARROWED, ALLOTTED, TuckerRanks(20, 20, 10)])
+@pytest.mark.parametrize("ranks", [PLAIN, NARROWED, ALLOTTED, TIED, TIED_ALLOTTED, TuckerRanks(20, 20, 10)])
 def test_reports_the_error_of_what_it_returns(ranks):
     scores = random_scores(bias=False)
     solution = decompose_tucker(scores, ranks)
@@ -55,7 +59,7 @@ def test_is_tensorlys_fixed_point():
     assert relative_error(scores, found) <= relative_error(scores, expected) + ERROR_TOLERANCE
 
 
-@pytest.mark.parametrize("ranks", [PLAIN, NARROWED, ALLOTTED, TuckerRanks(5, 20, 20)])
+@pytest.mark.parametrize("ranks", [PLAIN, NARROWED, ALLOTTED, TIED, TuckerRanks(5, 20, 20)])
 def test_svd_lower_bound_is_never_beaten(ranks):
     """No subspace holds more of an unfolding than its leading singular vectors; no slice is exempt."""
     scores = random_scores(bias=False)
@@ -72,7 +76,16 @@ def test_svd_lower_bound_is_never_beaten(ranks):
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("ranks", [TuckerRanks(24, 24, 24), TuckerRanks(24, 24, 6), TuckerRanks(24, 24, 6, 24)])
+@pytest.mark.parametrize(
+    "ranks",
+    [
+        TuckerRanks(24, 24, 24),
+        TuckerRanks(24, 24, 6),
+        TuckerRanks(24, 24, 6, 24),
+        TuckerRanks(24, 24, 24, tied=True),
+        TuckerRanks(24, 24, 6, tied=True),
+    ],
+)
 def test_full_rank_is_exact(ranks, bias):
     solution = decompose_tucker(random_scores(bias=bias), ranks)
     assert torch.allclose(expand(solution), random_scores().to_dense(), atol=1e-10)
@@ -124,6 +137,62 @@ class TestCoreRank:
         outside = scores.to_dense().square().sum() - cores.square().sum()
         expected = ((outside + dropped.square().sum()) / scores.to_dense().square().sum()).sqrt()
         assert solution.errors[0] == pytest.approx(float(expected), abs=ERROR_TOLERANCE)
+
+
+class TestTied:
+    """One subspace for queries and keys."""
+
+    @staticmethod
+    def planted(query_directions, key_directions):
+        """Scores that read some directions of an orthonormal basis of 24, as queries and as keys."""
+        generator = torch.Generator().manual_seed(3)
+        basis = torch.linalg.qr(torch.randn(24, 24, generator=generator, dtype=torch.float64))[0]
+
+        def factors(directions):
+            size = len(directions)
+            return basis[:, directions] @ torch.randn(4, size, 6, generator=generator, dtype=torch.float64)
+
+        return ScoreTensor(factors(query_directions), factors(key_directions))
+
+    def test_common_directions_are_paid_for_once(self):
+        scores = self.planted(range(8), range(8))
+        assert decompose_tucker(scores, TuckerRanks(8, 8, 6, tied=True)).errors[-1] < ERROR_TOLERANCE
+        assert decompose_tucker(scores, TuckerRanks(7, 7, 6, tied=True)).errors[-1] > 1e-2
+
+    def test_subspaces_apart_need_both(self):
+        scores = self.planted(range(8), range(8, 14))
+        assert decompose_tucker(scores, TuckerRanks(14, 14, 6, tied=True)).errors[-1] < ERROR_TOLERANCE
+        assert decompose_tucker(scores, TuckerRanks(13, 13, 6, tied=True)).errors[-1] > 1e-2
+
+    @pytest.mark.parametrize("ranks", [TIED, TIED_ALLOTTED])
+    def test_is_between_separate_subspaces_of_that_rank_and_of_half(self, ranks):
+        scores = random_scores()
+        error = decompose_tucker(scores, ranks, tol=1e-9).errors[-1]
+        separate = replace(ranks, tied=False)
+        assert error >= decompose_tucker(scores, separate, tol=1e-9).errors[-1]
+        # One subspace that holds both halves is a tied one, though not where the alternation need end.
+        half = replace(separate, query=ranks.query // 2, key=ranks.key // 2)
+        assert error <= decompose_tucker(scores, half, tol=1e-9).errors[-1]
+
+    def test_starts_with_the_best_subspace_of_both_unfoldings(self):
+        scores = random_scores(bias=False)
+        dense = scores.to_dense()
+        both = torch.cat([dense.transpose(0, 1).flatten(1), dense.permute(2, 0, 1).flatten(1)], dim=1)
+        expected = torch.linalg.svd(both)[0][:, :10]
+        found = decompose_tucker(scores, TIED, max_sweeps=0)
+        assert torch.equal(found.shared_query, found.shared_key)
+        found = found.shared_query
+        assert torch.allclose(found @ found.T, expected @ expected.T, atol=1e-8)
+
+    def test_gradient_vanishes_at_the_fixed_point(self):
+        scores = random_scores(bias=False)
+        solution = decompose_tucker(scores, TIED, max_sweeps=500, tol=1e-12)
+        basis = solution.shared_query.clone().requires_grad_()
+        maps = solution.mixing["query_core"].mT @ solution.mixing["key_core"]
+        loss = (scores.to_dense() - basis @ maps @ basis.T).square().sum()
+        (gradient,) = torch.autograd.grad(loss, basis)
+        # Steps are kept while the error falls, which it does by the square of the gradient.
+        assert gradient.norm() < 1e-3 * float(scores.squared_norm)
 
 
 def test_score_width_of_head_dim_loses_nothing():

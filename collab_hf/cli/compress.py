@@ -34,6 +34,7 @@ CoreRank = Annotated[
 ]
 HeadRank = Annotated[int | None, typer.Option(metavar="N", help="tucker: rank of the core along the heads.")]
 ScoreWidth = Annotated[int | None, typer.Option(metavar="N", help="tucker: width of a head's score product.")]
+Tied = Annotated[bool, typer.Option("--tied", help="tucker: one shared projection for queries and keys.")]
 DimsPerHead = Annotated[
     int | None, typer.Option(metavar="K", help="cp: shared dimensions that each head uses (sparse mixing).")
 ]
@@ -99,6 +100,7 @@ def compress(
     key_groups: KeyGroups = None,
     head_rank: HeadRank = None,
     core_rank: CoreRank = None,
+    tied: Tied = False,
     score_width: ScoreWidth = None,
     dims_per_head: DimsPerHead = None,
     budget: Budget = None,
@@ -151,6 +153,7 @@ def compress(
         "key_groups": key_groups,
         "head_rank": head_rank,
         "core_rank": core_rank,
+        "tied": tied or None,
         "score_width": score_width,
         "dims_per_head": dims_per_head,
         "budget": budget,

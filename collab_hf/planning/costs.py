@@ -20,7 +20,7 @@ def projection_flops(plan: LayerPlan | None, shape: AttentionShape) -> int:
     """
     if plan is None:
         return 2 * (shape.dense_parameters - shape.biases)
-    count = shape.query_size * plan.query_rank + shape.key_size * plan.key_rank
+    count = shape.query_size * plan.query_rank + (0 if plan.tied else shape.key_size * plan.key_rank)
     heads, width = shape.num_heads, plan.score_width
     if plan.content_bias == "exact":
         count += shape.key_size * heads

@@ -131,7 +131,9 @@ def spectral_curves(
         scores = score_tensor(module, family, name, config)
         seen = seen_scores(scores, None if statistics is None else statistics[name], config.damping)
         with torch.no_grad():
-            curves.append(LayerCurve(name, scores.shape, tuple(layer_forms(seen, config))))
+            curves.append(
+                LayerCurve(name, scores.shape, tuple(layer_forms(seen, config, cross=family.cross)))
+            )
     return curves
 
 

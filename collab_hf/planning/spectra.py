@@ -8,7 +8,7 @@ iterations of `tensors` reach.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from torch import Tensor
 from ..calibration import LayerStatistics
 from ..config import AttentionShape, CollabConfig, ContentBias, LayerPlan
 from ..tensors import ScoreTensor
-from ..tensors.linalg import top_eigenvectors
 from ..tensors.svd import allot_ranks, slice_svd
 from ..tensors.whitening import Metric
 
@@ -59,6 +58,8 @@ class Form:
         plan = self.plan
         if plan is None or plan.method != "tucker":
             return "dense" if plan is None else plan.method
+        if plan.tied:
+            return "tied tucker"
         if plan.core_rank is not None:
             return "tucker, a width per head"
         return "tucker, narrowed keys" if plan.narrows_keys else "tucker, one shared key"
@@ -89,31 +90,33 @@ def seen_scores(scores: ScoreTensor, statistics: LayerStatistics | None, damping
     return scores.absorb_mean(statistics.query.mean).whiten(query, key)
 
 
-def layer_forms(scores: ScoreTensor, config: CollabConfig) -> list[Form]:
+def layer_forms(scores: ScoreTensor, config: CollabConfig, *, cross: bool = False) -> list[Form]:
     """Every form worth a thought for one layer, dense included, none dominated by another of its kind.
 
     Args:
         scores: the layer's scores as the softmax sees them (`seen_scores`).
         config: the layer's settings.
+        cross: whether queries and keys come from different sequences.
 
     Returns:
         Forms by kind, and within a kind by rising size.
     """
     most = _MOST_SHARE * scores.shape.dense_parameters
     by_kind: dict[str, list[Form]] = {}
-    for form in all_forms(scores, config):
+    for form in all_forms(scores, config, cross=cross):
         if form.plan is None or form.parameters <= most:
             by_kind.setdefault(form.kind, []).append(form)
     # Sweeps lower the errors of some kinds further than those of others.
     return [form for forms in by_kind.values() for form in worthwhile(forms)]
 
 
-def all_forms(scores: ScoreTensor, config: CollabConfig) -> list[Form]:
+def all_forms(scores: ScoreTensor, config: CollabConfig, *, cross: bool = False) -> list[Form]:
     """Every form of one layer on the grid of ranks, dense first; scores are never wider than head_dim.
 
     Args:
         scores: the layer's scores as the softmax sees them (`seen_scores`).
         config: the layer's settings.
+        cross: whether queries and keys come from different sequences.
 
     Returns:
         Forms in no particular order.
@@ -125,7 +128,10 @@ def all_forms(scores: ScoreTensor, config: CollabConfig) -> list[Form]:
     norm = float(scores.squared_norm)
     found = [Form(None, 0.0, shape.dense_parameters)]
     if norm > 0:
-        for plan, squared in (*_svd_forms(scores, bias), *_tucker_forms(scores, bias)):
+        forms = [*_svd_forms(scores, bias), *_tucker_forms(scores, bias)]
+        if not cross and shape.query_size == shape.key_size:
+            forms += _tied_forms(scores, bias)
+        for plan, squared in forms:
             found.append(Form(plan, max(squared / norm, 0.0) ** 0.5, plan.num_parameters(shape)))
     return found
 
@@ -167,7 +173,8 @@ def _tucker_forms(scores: ScoreTensor, bias: ContentBias) -> Iterator[tuple[Laye
     """Shared query and key bases; the key read whole, or narrowed per head where it is wider than a score."""
     shape = scores.shape
     ranks = rank_grid(min(shape.query_size, shape.key_size, shape.full_rank))
-    query, key, content = nested_cores(scores, ranks[-1])
+    query_basis, key_basis = (basis[:, : ranks[-1]] for basis in scores.directions)
+    query, key, content = nested_cores(scores, query_basis, key_basis)
     total = float(scores.squared_norm + content.square().sum())
     # (H, R_q, R_k): what each pair of basis vectors carries, for keys that are read whole.
     widths = _widths(shape)
@@ -177,9 +184,7 @@ def _tucker_forms(scores: ScoreTensor, bias: ContentBias) -> Iterator[tuple[Laye
         for rank in ranks:
             plan = LayerPlan("tucker", rank, width, width, content_bias=bias)
             yield plan, total - float(core[rank - 1, width - 1] + carried[width - 1])
-    grams = _leading_grams(query, ranks), _leading_grams(key, ranks)
-    if scores.query_bias is not None:
-        grams = grams[0] + torch.einsum("hd,he->hde", scores.query_bias, scores.query_bias), grams[1]
+    grams = _query_grams(scores, query, ranks), _leading_grams(key, ranks)
     for position, query_rank in enumerate(ranks):
         fitting = [
             i
@@ -187,48 +192,79 @@ def _tucker_forms(scores: ScoreTensor, bias: ContentBias) -> Iterator[tuple[Laye
             if r > widths[0] and max(r, query_rank) <= _MOST_SKEW * min(r, query_rank)
         ]
         squares = _slice_squares(grams[0][position], grams[1][fitting])
-        kept = squares.cumsum(-1).sum(1)
         for place, index in enumerate(fitting):
-            for width in widths:
-                if width < min(query_rank + 1, ranks[index]):
-                    plan = LayerPlan("tucker", query_rank, ranks[index], width, content_bias=bias)
-                    yield plan, total - float(kept[place, width - 1])
-        for width in {shape.head_dim * quarters // 4 for quarters in _CAP_QUARTERS}:
-            if 0 < width <= query_rank:
-                yield from _allotted_forms(squares, width, query_rank, [ranks[i] for i in fitting], total, bias)
+            base = LayerPlan("tucker", query_rank, ranks[index], 1, content_bias=bias)
+            for plan, kept in _narrowed_forms(base, squares[place], shape):
+                yield plan, total - kept
 
 
-def _allotted_forms(
-    squares: Tensor, width: int, query_rank: int, key_ranks: list[int], total: float, bias: ContentBias
+def _tied_forms(scores: ScoreTensor, bias: ContentBias) -> Iterator[tuple[LayerPlan, float]]:
+    """One basis for queries and keys; the key read whole, or narrowed per head."""
+    shape = scores.shape
+    ranks = rank_grid(min(shape.query_size, shape.full_rank))
+    basis = scores.joint_directions[:, : ranks[-1]]
+    query, key, content = nested_cores(scores, basis, basis)
+    total = float(scores.squared_norm + content.square().sum())
+    grams = _query_grams(scores, query, ranks), _leading_grams(key, ranks)
+    for position, rank in enumerate(ranks):
+        squares = _slice_squares(grams[0][position], grams[1][position : position + 1])[0]
+        base = LayerPlan("tucker", rank, rank, 1, tied=True, content_bias=bias)
+        if rank <= shape.head_dim:
+            yield replace(base, score_width=rank), total - float(squares.sum())
+        for plan, kept in _narrowed_forms(base, squares, shape):
+            yield plan, total - kept
+
+
+def _narrowed_forms(
+    base: LayerPlan, squares: Tensor, shape: AttentionShape
 ) -> Iterator[tuple[LayerPlan, float]]:
-    """Heads with widths of their own, up to a cap: the largest of all their singular values stay."""
-    most = squares.shape[1] * width
-    sums = squares[..., :width].flatten(1).sort(descending=True)[0].cumsum(-1).tolist()
-    for place, key_rank in enumerate(key_ranks):
-        if key_rank >= width:
-            for rank in rank_grid(most - 1):
-                if _CAP_OVER_MEAN * rank >= most:
-                    plan = LayerPlan(
-                        "tucker", query_rank, key_rank, width, core_rank=rank, content_bias=bias
-                    )
-                    yield plan, total - sums[place][rank - 1]
+    """Heads that narrow the shared key: to one width, or each to its own up to a cap.
+
+    Args:
+        base: the ranks of the shared projections.
+        squares: squared singular values of the core slices, (H, d), largest first.
+        shape: sizes of the dense layer.
+
+    Yields:
+        Plans, and what they keep of the squares.
+    """
+    kept = squares.sum(0).cumsum(0).tolist()
+    for width in _widths(shape):
+        if width < min(base.query_rank + 1, base.key_rank):
+            yield replace(base, score_width=width), kept[width - 1]
+    for cap in {shape.head_dim * quarters // 4 for quarters in _CAP_QUARTERS}:
+        if not 0 < cap <= min(base.query_rank, base.key_rank):
+            continue
+        # The largest singular values of all heads stay.
+        kept = squares[:, :cap].flatten().sort(descending=True)[0].cumsum(0).tolist()
+        for rank in rank_grid(len(kept) - 1):
+            if _CAP_OVER_MEAN * rank >= len(kept):
+                yield replace(base, score_width=cap, core_rank=rank), kept[rank - 1]
 
 
-def nested_cores(scores: ScoreTensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Factors in the bases of a higher-order SVD, leading directions first.
+def nested_cores(
+    scores: ScoreTensor, query_basis: Tensor, key_basis: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Factors in bases whose leading directions carry most.
 
     Args:
         scores: the layer's scores as the softmax sees them.
-        most: number of directions.
+        query_basis: orthonormal columns, (D, n).
+        key_basis: orthonormal columns, (E, n).
 
     Returns:
-        X = U_q^T W_Q^h and Y = U_k^T W_K^h, both (H, most, d), whose product is the core; and the content
-        bias in the key's basis, (H, most).
+        X = U_q^T W_Q^h and Y = U_k^T W_K^h, both (H, n, d), whose product is the core; and the content bias
+        in the key's basis, (H, n).
     """
-    bias = scores.content_bias()
-    query_basis = top_eigenvectors(scores.query_gram(scores.key.mT @ scores.key), most)
-    key_basis = top_eigenvectors(scores.key_gram(scores.query.mT @ scores.query) + bias.T @ bias, most)
-    return query_basis.T @ scores.query, key_basis.T @ scores.key, bias @ key_basis
+    return query_basis.T @ scores.query, key_basis.T @ scores.key, scores.content_bias() @ key_basis
+
+
+def _query_grams(scores: ScoreTensor, factors: Tensor, ranks: list[int]) -> Tensor:
+    """The same as `_leading_grams`, with the content bias as one more row."""
+    grams = _leading_grams(factors, ranks)
+    if scores.query_bias is None:
+        return grams
+    return grams + torch.einsum("hd,he->hde", scores.query_bias, scores.query_bias)
 
 
 def _leading_grams(factors: Tensor, ranks: list[int]) -> Tensor:

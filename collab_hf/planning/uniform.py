@@ -155,7 +155,6 @@ def _plan(
         bias = "folded" if width <= shape.head_dim and not roomy else "exact"
     else:
         bias = config.content_bias
-    plan = LayerPlan(
-        method, query_rank, key_rank, width, config.key_groups, config.head_rank, config.core_rank, bias
-    )
+    shared = config.key_groups, config.head_rank, config.core_rank, config.tied
+    plan = LayerPlan(method, query_rank, key_rank, width, *shared, bias)
     return plan.check(shape, name)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from collab_hf.config import LayerPlan
-from collab_hf.errors import RankError
+from collab_hf.errors import DecompositionError, RankError
 from collab_hf.factors import SharedFactors
 from collab_hf.mixing import build_mixing
 
@@ -162,6 +162,8 @@ class Problem:
             The factors.
         """
         _check(plan, self.scores)
+        if plan.tied and self.key_metric is not self.query_metric:
+            raise DecompositionError("tied queries and keys need the moments of one input, got two")
         whitened = self.exact if plan.content_bias == "exact" else self.folded
         if solver is None:
             solution = _solve(whitened, plan, seed, max_sweeps, tol)
@@ -169,8 +171,8 @@ class Problem:
             solution = solve_with_tensorly(whitened, plan, solver, seed, max_sweeps, tol)
         solution = replace(
             solution,
-            shared_query=self.query_metric.unwhiten(solution.shared_query),
-            shared_key=self.key_metric.unwhiten(solution.shared_key),
+            shared_query=(query := self.query_metric.unwhiten(solution.shared_query)),
+            shared_key=query if plan.tied else self.key_metric.unwhiten(solution.shared_key),
         )
         return _assemble(self.scores, plan, solution, self.mean)
 
@@ -208,7 +210,7 @@ def _solve(scores: ScoreTensor, plan: LayerPlan, seed: int, max_sweeps: int | No
         sizes = plan.query_rank, group_rank, plan.key_groups, plan.head_rank
         return decompose_grouped_tucker(scores, *sizes, seed=seed, **options)
     if plan.method == "tucker":
-        ranks = TuckerRanks(plan.query_rank, plan.key_rank, plan.score_width, plan.core_rank)
+        ranks = TuckerRanks(plan.query_rank, plan.key_rank, plan.score_width, plan.core_rank, plan.tied)
         return decompose_tucker(scores, ranks, **options)
     if plan.method == "svd":
         return decompose_svd(scores, plan.query_rank, min(plan.score_width, scores.shape.head_dim))

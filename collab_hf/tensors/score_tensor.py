@@ -83,13 +83,24 @@ class ScoreTensor:
         return ((self.query.mT @ self.query) * (self.key.mT @ self.key)).sum()
 
     @cached_property
-    def directions(self) -> tuple[Tensor, Tensor]:
-        """Orthonormal bases of the query side (D, D) and the key side (E, E), most of ||T|| first (HOSVD)."""
+    def _grams(self) -> tuple[Tensor, Tensor]:
+        """What each direction of the queries (D, D) and of the keys (E, E) carries, content bias included."""
         query_inner, key_inner = self.query.mT @ self.query, self.key.mT @ self.key
         if self.query_bias is not None:
             query_inner = query_inner + self.query_bias.unsqueeze(2) * self.query_bias.unsqueeze(1)
-        query, key = self.query_gram(key_inner), self.key_gram(query_inner)
+        return self.query_gram(key_inner), self.key_gram(query_inner)
+
+    @cached_property
+    def directions(self) -> tuple[Tensor, Tensor]:
+        """Orthonormal bases of the query side (D, D) and the key side (E, E), most of ||T|| first (HOSVD)."""
+        query, key = self._grams
         return top_eigenvectors(query, len(query)), top_eigenvectors(key, len(key))
+
+    @cached_property
+    def joint_directions(self) -> Tensor:
+        """One orthonormal basis (D, D) for both sides, of the same size, most of both together first."""
+        query, key = self._grams
+        return top_eigenvectors(query + key, len(query))
 
     def content_bias(self) -> Tensor:
         """l_h, shape (H, E); zeros without a query bias."""

@@ -38,10 +38,11 @@ def solve_with_tensorly(
     """
     function = _find(solver)
     width = plan.query_rank if plan.method == "cp" else plan.key_rank
-    if plan.method not in ("cp", "tucker") or plan.key_groups > 1 or plan.score_width != width:
+    structured = plan.key_groups > 1 or plan.core_rank is not None or plan.tied
+    if plan.method not in ("cp", "tucker") or structured or plan.score_width != width:
         raise DecompositionError(
-            f"solver {solver} needs method cp without dims_per_head, or tucker with one key group and "
-            f"score_width = key_rank, got {plan}"
+            f"solver {solver} needs method cp without dims_per_head, or tucker with score_width = key_rank, "
+            f"no key_groups, core_rank or tied, got {plan}"
         )
     if ("tucker" in solver) != (plan.method == "tucker"):
         raise DecompositionError(f"solver {solver} does not fit method {plan.method}")

@@ -30,12 +30,14 @@ class TuckerRanks:
         key: width of the shared key, 1 to key_size.
         score: most rank of one head's core slice, <= key; equal to key leaves the slices alone.
         core: ranks of all core slices together; None where each has `score`.
+        tied: whether queries and keys share one subspace.
     """
 
     query: int
     key: int
     score: int
     core: int | None = None
+    tied: bool = False
 
     @property
     def narrowed(self) -> bool:
@@ -98,8 +100,8 @@ def _captured(scores: ScoreTensor, query: Tensor, key: Tensor, ranks: TuckerRank
 
 
 def start_subspaces(scores: ScoreTensor, ranks: TuckerRanks) -> tuple[Tensor, Tensor]:
-    """Leading subspaces of the two unfoldings (HOSVD): A (D, R_q) and B (E, R_k), orthonormal."""
-    query, key = scores.directions
+    """Leading subspaces of the two unfoldings (HOSVD), or of both: A (D, R_q) and B (E, R_k), orthonormal."""
+    query, key = (scores.joint_directions,) * 2 if ranks.tied else scores.directions
     return query[:, : ranks.query], key[:, : ranks.key]
 
 
@@ -120,25 +122,41 @@ def decompose_tucker(
 
     Source:
         De Lathauwer, De Moor & Vandewalle 2000, for HOOI; the truncation of the core slices is the same
-        alternation with one more exact step (each update is the best answer with the rest fixed).
+        alternation with one more exact step (each update is the best answer with the rest fixed). Tied, a step
+        maximises what is linear in the one subspace; it is kept only if the error falls.
     """
     query, key = start_subspaces(scores, ranks)
     total = scores.squared_norm + scores.content_bias().square().sum()
 
-    def error() -> float:
+    def error(query: Tensor, key: Tensor) -> float:
         return relative(total - _captured(scores, query, key, ranks), scores.squared_norm)
 
-    errors = [error()]
+    errors = [error(query, key)]
     for _ in range(max_sweeps):
         if converged(errors, tol):
             break
-        right = _captured_right(scores, query, key, ranks)
-        query = _update(scores.query_gram(right @ right.mT), query)
-        left = _captured_left(scores, query, key, ranks)
-        key = _update(scores.key_gram(left @ left.mT), key)
-        errors.append(min(error(), errors[-1]))  # at the fixed point, rounding can raise the last digit
+        better = _sweep(scores, query, key, ranks)
+        errors.append(error(*better))
+        if errors[-1] > errors[-2]:  # rounding at the fixed point, or a tied step that went too far
+            errors[-1] = errors[-2]
+            break
+        query, key = better
     cores, bias = _cores(scores, query, key, ranks)
     return Solution(query, key, cores, bias, errors)
+
+
+def _sweep(scores: ScoreTensor, query: Tensor, key: Tensor, ranks: TuckerRanks) -> tuple[Tensor, Tensor]:
+    """Better subspaces: one after the other, each the best for the other one; tied, one for both sides."""
+    right = _captured_right(scores, query, key, ranks)
+    gram = scores.query_gram(right @ right.mT)
+    if not ranks.tied:
+        query = _update(gram, query)
+    left = _captured_left(scores, query, key, ranks)
+    other = scores.key_gram(left @ left.mT)
+    if ranks.tied:
+        query = key = _update(gram + other, query)
+        return query, key
+    return query, _update(other, key)
 
 
 def _update(gram: Tensor, basis: Tensor) -> Tensor:
