@@ -57,8 +57,6 @@ class LayerPlan:
         score_width: width of the dot product that gives one head's score.
         key_groups: tucker; number of slices of the shared key, each read whole by some of the heads.
         head_rank: tucker; rank of the core along the heads, or None for a core of its own for every head.
-        core_rank: tucker; ranks of all heads' core slices together, where each head has a width of its own up
-            to score_width; None where all have score_width.
         tied: tucker; queries and keys are read from one and the same shared projection.
         content_bias: `exact` adds the content bias to the scores, `folded` makes it a bias of the query.
     """
@@ -69,7 +67,6 @@ class LayerPlan:
     score_width: int
     key_groups: int = 1
     head_rank: int | None = None
-    core_rank: int | None = None
     tied: bool = False
     content_bias: ContentBias = "exact"
 
@@ -113,17 +110,15 @@ class LayerPlan:
         if self.method == "cp":
             count += heads * width
         if self.method == "tucker":
-            rows = self.core_rank or (self.head_rank or heads) * width
-            count += rows * self.query_rank + heads * (self.head_rank or 0)
+            count += (self.head_rank or heads) * width * self.query_rank + heads * (self.head_rank or 0)
             if self.narrows_keys:
-                count += (self.core_rank or heads * width) * self.key_rank
+                count += heads * width * self.key_rank
         return count
 
     @property
     def narrows_keys(self) -> bool:
         """Whether tucker's heads read the shared key through cores of their own, not whole."""
-        narrowed = self.core_rank is not None or self.score_width < self.key_rank // self.key_groups
-        return self.method == "tucker" and narrowed
+        return self.method == "tucker" and self.score_width < self.key_rank // self.key_groups
 
     def check(self, shape: AttentionShape, where: str = "") -> LayerPlan:
         """Refuse ranks that the layer can't have.
@@ -167,11 +162,6 @@ class LayerPlan:
             )
         if self.head_rank is not None:
             _check_range("head_rank", self.head_rank, shape.num_heads, at)
-        if self.core_rank is not None:
-            if self.key_groups > 1 or self.head_rank is not None:
-                raise RankError(f"core_rank goes with neither key_groups nor head_rank{at}")
-            widest = min(self.score_width, self.query_rank, shape.head_dim)
-            _check_range("core_rank", self.core_rank, shape.num_heads * widest, at)
         if self.tied:
             self._check_tied(shape, at)
         return self
@@ -208,8 +198,6 @@ class CollabConfig:
         score_width: tucker; width of the score product of one head, <= key_rank.
         key_groups: tucker; heads are clustered into so many groups, each with a shared key of its own.
         head_rank: tucker; rank of the core along the heads.
-        core_rank: tucker; ranks of all heads' core slices together, which go to the heads that need them, up
-            to score_width each.
         tied: tucker; let queries and keys be read from one and the same shared projection.
         dims_per_head: cp; number of shared dimensions that each head uses (sparse mixing).
         budget: share of the query/key parameters to keep at most, in (0, 1].
@@ -241,7 +229,6 @@ class CollabConfig:
     score_width: int | None = None
     key_groups: int = 1
     head_rank: int | None = None
-    core_rank: int | None = None
     tied: bool = False
     dims_per_head: int | None = None
     budget: float | None = None
@@ -292,8 +279,6 @@ class CollabConfig:
             raise ConfigError("give a budget or ranks, not both")
         if self.rank and (self.query_rank or self.key_rank):
             raise ConfigError("give rank, or query_rank and key_rank, not both")
-        if self.core_rank and not (self.rank or self.query_rank):
-            raise ConfigError("core_rank needs query_rank and key_rank beside it")
         if (self.query_rank is None) != (self.key_rank is None):
             raise ConfigError("query_rank and key_rank are given together or not at all")
 
@@ -375,7 +360,6 @@ _RANK_FIELDS: dict[str, Any] = {
     "score_width": None,
     "key_groups": 1,
     "head_rank": None,
-    "core_rank": None,
     "tied": False,
     "dims_per_head": None,
 }

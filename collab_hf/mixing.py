@@ -140,32 +140,7 @@ class DiagonalMixing(Mixing):
         return torch.eye(self.key_rank).to(self.weight).expand(self.num_heads, -1, -1)
 
 
-class IndexedMixing(Mixing):
-    """Base of the forms whose heads pick score dimensions from a common list.
-
-    Args:
-        plan: the layer's form.
-        num_heads: number of heads.
-
-    Attributes:
-        choices: length of the list.
-        index: (num_heads, score_width) integers in [0, choices); -1 is a dimension of zeros, where a head
-            uses fewer than the widest.
-    """
-
-    index: Tensor
-
-    def __init__(self, plan: LayerPlan, num_heads: int) -> None:
-        super().__init__(plan, num_heads)
-        self.choices = plan.core_rank or plan.query_rank
-        self.register_buffer("index", torch.zeros(num_heads, plan.score_width, dtype=torch.long))
-
-    @property
-    def derives_keys(self) -> bool:  # noqa: D102
-        return True
-
-
-class SelectionMixing(IndexedMixing):
+class SelectionMixing(Mixing):
     """Each head reads the shared dimensions index[h] of both projections; svd, and with weights sparse cp.
 
     Args:
@@ -173,11 +148,16 @@ class SelectionMixing(IndexedMixing):
         num_heads: number of heads.
 
     Attributes:
+        index: (num_heads, score_width) integers in [0, query_rank); -1 is a dimension of zeros, where a head
+            uses fewer than the widest.
         weight: (num_heads, score_width), or None for weights of one.
     """
 
+    index: Tensor
+
     def __init__(self, plan: LayerPlan, num_heads: int) -> None:
         super().__init__(plan, num_heads)
+        self.register_buffer("index", torch.zeros(num_heads, plan.score_width, dtype=torch.long))
         weighted = plan.method == "cp"
         self.weight = nn.Parameter(torch.empty(num_heads, plan.score_width)) if weighted else None
 
@@ -191,6 +171,10 @@ class SelectionMixing(IndexedMixing):
 
     def keys(self, shared: Tensor, width: int) -> Tensor:  # noqa: D102
         return self._split_heads(self._pick(shared, self.index.flatten()), width)
+
+    @property
+    def derives_keys(self) -> bool:  # noqa: D102
+        return True
 
     def _pick(self, shared: Tensor, index: Tensor) -> Tensor:
         # The column of zeros that is appended last is the one that index -1 reads.
@@ -277,41 +261,6 @@ class CoreMixing(Mixing):
         return by_group.index_select(0, self.group)
 
 
-class AllottedMixing(IndexedMixing):
-    """tucker with a core rank: each head owns as many rows of the two cores as it was allotted.
-
-    Args:
-        plan: the layer's form.
-        num_heads: number of heads.
-
-    Attributes:
-        query_core: (core_rank, query_rank), P_h^T of all heads below each other.
-        key_core: (core_rank, key_rank), the same of Q_h^T.
-    """
-
-    def __init__(self, plan: LayerPlan, num_heads: int) -> None:
-        super().__init__(plan, num_heads)
-        self.query_core = nn.Parameter(torch.empty(self.choices, plan.query_rank))
-        self.key_core = nn.Parameter(torch.empty(self.choices, plan.key_rank))
-
-    def _rows(self, core: Tensor) -> Tensor:
-        # (core_rank, R) -> (H*W, R). The row of zeros that is appended last is the one that index -1 reads.
-        return F.pad(core, (0, 0, 0, 1)).index_select(0, (self.index % (self.choices + 1)).flatten())
-
-    def queries(self, shared: Tensor, width: int) -> Tensor:  # noqa: D102
-        bias = None if self.bias is None else self.bias.view(-1)
-        return self._split_heads(F.linear(shared, self._rows(self.query_core), bias), width)
-
-    def keys(self, shared: Tensor, width: int) -> Tensor:  # noqa: D102
-        return self._split_heads(F.linear(shared, self._rows(self.key_core)), width)
-
-    def query_maps(self) -> Tensor:  # noqa: D102
-        return self._rows(self.query_core).view(self.num_heads, -1, self.query_rank).transpose(1, 2)
-
-    def key_maps(self) -> Tensor:  # noqa: D102
-        return self._rows(self.key_core).view(self.num_heads, -1, self.key_rank).transpose(1, 2)
-
-
 def build_mixing(plan: LayerPlan, num_heads: int) -> Mixing:
     """The uninitialised mixing that a plan asks for.
 
@@ -324,8 +273,6 @@ def build_mixing(plan: LayerPlan, num_heads: int) -> Mixing:
     """
     if plan.method == "copy":
         return CopyMixing(plan, num_heads)
-    if plan.core_rank is not None:
-        return AllottedMixing(plan, num_heads)
     if plan.method == "tucker":
         return CoreMixing(plan, num_heads)
     if plan.method == "cp" and plan.score_width == plan.query_rank:

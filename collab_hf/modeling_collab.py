@@ -29,7 +29,7 @@ from .config import LayerPlan
 from .configuration_collab import FORMAT, config_class
 from .errors import CheckpointError, ConfigError
 from .families import FAMILIES, attention_layers, relative_name
-from .mixing import IndexedMixing
+from .mixing import SelectionMixing
 
 _CLASSES: dict[str, type[PreTrainedModel]] = {}
 
@@ -57,8 +57,8 @@ class _CollabModel:
                     init.ones_(parameter)
                 else:
                     init.normal_(parameter, std=std)
-            if isinstance(module.mixing, IndexedMixing):
-                index = torch.arange(module.mixing.index.numel()) % module.mixing.choices
+            if isinstance(module.mixing, SelectionMixing):
+                index = torch.arange(module.mixing.index.numel()) % module.mixing.query_rank
                 init.copy_(module.mixing.index, index.view_as(module.mixing.index))
 
     @classmethod

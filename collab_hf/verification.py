@@ -21,7 +21,7 @@ from .attention import CollabAttention
 from .checkpoint import load_model
 from .errors import CheckpointError, DataError
 from .families import relative_name
-from .mixing import CoreMixing, IndexedMixing
+from .mixing import CoreMixing, SelectionMixing
 from .recipe import REPORT_FILE
 
 
@@ -164,8 +164,8 @@ def _check_layer(layer: CollabAttention, name: str) -> None:
         raise CheckpointError(
             f"the factors of {name} hold {count} numbers, config.json says {plan.num_parameters(shape)}"
         )
-    if isinstance(mixing, IndexedMixing) and not _within(mixing.index, -1, mixing.choices):
-        raise CheckpointError(f"mixing.index of {name} must be between -1 and {mixing.choices - 1}")
+    if isinstance(mixing, SelectionMixing) and not _within(mixing.index, -1, mixing.query_rank):
+        raise CheckpointError(f"mixing.index of {name} must be between -1 and {mixing.query_rank - 1}")
     group = mixing.group if isinstance(mixing, CoreMixing) else None
     if group is not None and not _within(group, 0, plan.key_groups):
         raise CheckpointError(f"mixing.group of {name} must be between 0 and {plan.key_groups - 1}")

@@ -1,7 +1,7 @@
 """Compare planned forms with uniform ranks at equal size, on examples that planning did not see.
 
-For each share, the model is compressed three times: with the same tucker and the same svd budget in every
-layer, and planned over the layers with not one number more than uniform tucker took. The figure is the mean
+For each share, the model is compressed four times: with the same budget of tucker, of tied tucker and of svd
+in every layer, and planned over the layers with not one number more than either tucker took. The figure is the mean
 cosine between the embeddings of the original and the compressed model.
 
 Example:
@@ -56,7 +56,9 @@ def run(
         "predicted_loss": report.predicted_loss,
         "measured_loss": report.measured_loss,
         "forms": [
-            f"{r.method} {r.rank}x{r.plan.key_rank}/{r.plan.score_width}" if r.plan else "dense"
+            f"{r.method} {r.rank}x{r.plan.key_rank}/{r.plan.score_width}" + " tied" * r.plan.tied
+            if r.plan
+            else "dense"
             for r in report.layers
         ],
     }
@@ -86,10 +88,15 @@ def main(
     table = []
     for share in SHARES:
         row: dict[str, dict[str, Any]] = {}
-        for name in ("tucker", "auto", "svd"):
-            config = CollabConfig(method=name, budget=share, **shared)
-            if name == "auto":  # not one number more than the uniform ranks took
-                config = CollabConfig(target_params=row["tucker"]["parameters"], **shared)
+        uniform = {
+            "tucker": CollabConfig(method="tucker", budget=share, **shared),
+            "tied": CollabConfig(method="tucker", tied=True, budget=share, **shared),
+            "svd": CollabConfig(method="svd", budget=share, **shared),
+        }
+        for name in ("tucker", "tied", "auto", "svd"):
+            # The plan takes not one number more than the uniform ranks did.
+            least = min((r["parameters"] for r in row.values()), default=None)
+            config = uniform.get(name) or CollabConfig(target_params=least, **shared)
             try:
                 row[name] = run(original, config, seen, held, reference, pooling)
             except ConfigError as error:  # no svd is as small as a sixteenth
@@ -99,7 +106,15 @@ def main(
             f"{r['cosine']:.4f} ({r['share']:.3f})" if "cosine" in r else "-" for r in row.values()
         )
         table.append(f"| {share} | {cells} |")
-    typer.echo("\n".join(["| budget | uniform tucker | plan | uniform svd |", "|---|---|---|---|", *table]))
+    typer.echo(
+        "\n".join(
+            [
+                "| budget | uniform tucker | uniform tied tucker | plan | uniform svd |",
+                "|---|---|---|---|---|",
+                *table,
+            ]
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from collab_hf.attention import CollabAttention
 from collab_hf.config import LayerPlan
 from collab_hf.families import attention_layers
-from collab_hf.mixing import IndexedMixing
+from collab_hf.mixing import SelectionMixing
 from collab_hf.modeling_collab import adopt_, apply_plans_
 
 # Forms of the tiny models' layers (3 heads of 8, hidden size 24).
@@ -20,7 +20,6 @@ PLANS = {
     "tucker-narrow": LayerPlan("tucker", 12, 12, 4, content_bias="exact"),
     "tucker-groups": LayerPlan("tucker", 10, 8, 4, key_groups=2, content_bias="folded"),
     "tucker-head-rank": LayerPlan("tucker", 12, 8, 8, head_rank=2, content_bias="folded"),
-    "tucker-core-rank": LayerPlan("tucker", 12, 10, 5, core_rank=9, content_bias="folded"),
     "tucker-tied": LayerPlan("tucker", 12, 12, 4, tied=True, content_bias="folded"),
     "tucker-tied-exact": LayerPlan("tucker", 12, 12, 4, tied=True, content_bias="exact"),
     "cp": LayerPlan("cp", 16, 16, 16, content_bias="exact"),
@@ -46,11 +45,9 @@ def _fill_(module: Any) -> None:
             nn.init.normal_(parameter, std=0.3)
     for parameter in module.mixing.parameters():
         nn.init.normal_(parameter, std=0.5)
-    if isinstance(module.mixing, IndexedMixing):
-        choices = module.mixing.choices
-        chosen = [
-            torch.randperm(choices)[: module.mixing.score_width] for _ in range(module.mixing.num_heads)
-        ]
+    if isinstance(module.mixing, SelectionMixing):
+        rank = module.mixing.query_rank
+        chosen = [torch.randperm(rank)[: module.mixing.score_width] for _ in range(module.mixing.num_heads)]
         module.mixing.index.copy_(torch.stack(chosen))
     if isinstance(getattr(module.mixing, "group", None), torch.Tensor):
         module.mixing.group.copy_(torch.arange(module.mixing.num_heads) % module.mixing.key_groups)

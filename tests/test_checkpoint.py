@@ -37,8 +37,7 @@ CONFIGS = {
     "sparse": CollabConfig(method="cp", rank=12, dims_per_head=4),
     "svd": CollabConfig(method="svd", rank=12),
     "tucker": CollabConfig(method="tucker", query_rank=12, key_rank=12, score_width=4),
-    "core_rank": CollabConfig(method="tucker", query_rank=12, key_rank=10, core_rank=13),
-    "tied": CollabConfig(method="tucker", rank=10, core_rank=13, tied=True),
+    "tied": CollabConfig(method="tucker", rank=10, score_width=4, tied=True),
     "groups": CollabConfig(method="tucker", query_rank=12, key_rank=4, key_groups=3),
     "head_rank": CollabConfig(method="tucker", query_rank=12, key_rank=6, head_rank=2, content_bias="exact"),
 }

@@ -49,8 +49,6 @@ def test_operations_of_copy_are_those_of_dense_attention():
         (LayerPlan("tucker", 10, 7, 7), 2 * 4 * 7 * 10),
         (LayerPlan("tucker", 10, 9, 4), 2 * 4 * 4 * (10 + 9)),
         (LayerPlan("tucker", 10, 8, 4, key_groups=2), 2 * 4 * 4 * 10),
-        # Every head is computed as wide as the widest, which is 4 here.
-        (LayerPlan("tucker", 10, 9, 4, core_rank=14), 2 * 4 * 4 * (10 + 9)),
     ],
 )
 def test_operations_are_counted_by_form(plan, mixing):

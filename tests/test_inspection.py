@@ -75,7 +75,6 @@ def test_errors_fall_with_size(tiny_bert, batches):
         "svd",
         "tucker, one shared key",
         "tucker, narrowed keys",
-        "tucker, a width per head",
         "tied tucker",
     }
     for points in layer.curves.values():

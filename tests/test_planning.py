@@ -80,7 +80,7 @@ class TestSpectra:
         (dense,) = [f for f in forms if f.plan is None]
         assert dense.error == 0
         kinds = [f.kind for f in forms if f is not dense]
-        assert len(set(kinds)) == 5
+        assert len(set(kinds)) == 4
         for kind in set(kinds):
             same = [f for f in forms if f.kind == kind]
             assert [f.parameters for f in same] == sorted(f.parameters for f in same)

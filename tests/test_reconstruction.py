@@ -24,7 +24,6 @@ FORMS = [
     CollabConfig(method="svd", rank=8),
     CollabConfig(method="tucker", rank=8),
     CollabConfig(method="tucker", rank=8, score_width=3, content_bias="exact"),
-    CollabConfig(method="tucker", rank=8, core_rank=11),
     CollabConfig(method="tucker", rank=8, score_width=3, tied=True),
     CollabConfig(method="tucker", rank=4, key_groups=3),
     CollabConfig(method="tucker", rank=6, head_rank=2),

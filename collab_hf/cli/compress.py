@@ -28,10 +28,6 @@ Rank = Annotated[int | None, typer.Option(metavar="N", help="Width of both share
 QueryRank = Annotated[int | None, typer.Option(metavar="N", help="tucker: width of the shared query.")]
 KeyRank = Annotated[int | None, typer.Option(metavar="N", help="tucker: width of the shared key.")]
 KeyGroups = Annotated[int | None, typer.Option(metavar="G", help="tucker: groups of heads, each with a key.")]
-CoreRank = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="tucker: ranks of all core slices together, at most --score-width each."),
-]
 HeadRank = Annotated[int | None, typer.Option(metavar="N", help="tucker: rank of the core along the heads.")]
 ScoreWidth = Annotated[int | None, typer.Option(metavar="N", help="tucker: width of a head's score product.")]
 Tied = Annotated[bool, typer.Option("--tied", help="tucker: one shared projection for queries and keys.")]
@@ -99,7 +95,6 @@ def compress(
     key_rank: KeyRank = None,
     key_groups: KeyGroups = None,
     head_rank: HeadRank = None,
-    core_rank: CoreRank = None,
     tied: Tied = False,
     score_width: ScoreWidth = None,
     dims_per_head: DimsPerHead = None,
@@ -152,7 +147,6 @@ def compress(
         "key_rank": key_rank,
         "key_groups": key_groups,
         "head_rank": head_rank,
-        "core_rank": core_rank,
         "tied": tied or None,
         "score_width": score_width,
         "dims_per_head": dims_per_head,

@@ -235,8 +235,8 @@ def _sweep_gains(
 ) -> dict[str, list[tuple[float, float]]]:
     """How far sweeps lower truncation errors, by kind: (truncation error, solved error over it).
 
-    Truncation is the best answer for svd but not for tucker, which would come off too badly beside it; it is
-    nearer to the best where heads have widths of their own.
+    Truncation is the best answer for svd but not for tucker, which would come off too badly beside it, and
+    the more so where queries and keys have subspaces of their own.
     """
     gains: dict[str, list[tuple[float, float]]] = {}
     for kind in sorted({form.kind for form in curve.forms} - {"dense", "svd"}):

@@ -245,7 +245,6 @@ def layer_settings(plan: LayerPlan | None) -> dict[str, Any] | Literal["dense"]:
         }
         values |= {"key_groups": plan.key_groups} if plan.key_groups > 1 else {}
         values |= {"head_rank": plan.head_rank} if plan.head_rank else {}
-        values |= {"core_rank": plan.core_rank} if plan.core_rank else {}
         values |= {"tied": True} if plan.tied else {}
     elif plan.method != "copy":
         values["rank"] = plan.query_rank

@@ -26,13 +26,12 @@ RANK_STEP = 8
 # planner's own uncertainty, and every rank is paid for twice (query and key).
 _RANK_RATIO = 1.1
 
+# Score widths of one layer: eighths of head_dim. Heads with widths of their own were tried too; tied tucker
+# was no better with them, and slower.
+_WIDTHS = 8
+
 # Query and key ranks further apart than this never had the least error at their size on the models measured.
 _MOST_SKEW = 4
-
-# Heads of widths of their own: caps in quarters of head_dim, and the most that a cap is above the mean width.
-# Further caps and lower means never had the least error at their size on the models measured.
-_CAP_QUARTERS = (2, 3, 4)
-_CAP_OVER_MEAN = 3
 
 # A form above this share of the dense parameters is not worth its error.
 _MOST_SHARE = 0.9
@@ -60,8 +59,6 @@ class Form:
             return "dense" if plan is None else plan.method
         if plan.tied:
             return "tied tucker"
-        if plan.core_rank is not None:
-            return "tucker, a width per head"
         return "tucker, narrowed keys" if plan.narrows_keys else "tucker, one shared key"
 
 
@@ -155,7 +152,7 @@ def rank_grid(most: int) -> list[int]:
 
 
 def _widths(shape: AttentionShape) -> list[int]:
-    step = RANK_STEP if shape.head_dim >= 2 * RANK_STEP else 1
+    step = max(1, shape.head_dim // _WIDTHS)
     return list(range(step, shape.head_dim + 1, step))
 
 
@@ -218,7 +215,7 @@ def _tied_forms(scores: ScoreTensor, bias: ContentBias) -> Iterator[tuple[LayerP
 def _narrowed_forms(
     base: LayerPlan, squares: Tensor, shape: AttentionShape
 ) -> Iterator[tuple[LayerPlan, float]]:
-    """Heads that narrow the shared key: to one width, or each to its own up to a cap.
+    """Heads that narrow the shared key.
 
     Args:
         base: the ranks of the shared projections.
@@ -232,14 +229,6 @@ def _narrowed_forms(
     for width in _widths(shape):
         if width < min(base.query_rank + 1, base.key_rank):
             yield replace(base, score_width=width), kept[width - 1]
-    for cap in {shape.head_dim * quarters // 4 for quarters in _CAP_QUARTERS}:
-        if not 0 < cap <= min(base.query_rank, base.key_rank):
-            continue
-        # The largest singular values of all heads stay.
-        kept = squares[:, :cap].flatten().sort(descending=True)[0].cumsum(0).tolist()
-        for rank in rank_grid(len(kept) - 1):
-            if _CAP_OVER_MEAN * rank >= len(kept):
-                yield replace(base, score_width=cap, core_rank=rank), kept[rank - 1]
 
 
 def nested_cores(

@@ -58,9 +58,9 @@ def decompose(
         tol: smallest fall of the relative error per sweep that goes on, as a share of the error.
 
     Returns:
-        Factors on the scores' device. Their plan is the one given, save that score_width becomes the rank of
-        the widest head where heads have ranks of their own (svd, core_rank). relative_error is whitened where
-        moments are given, and with a folded content bias it includes the error of that bias.
+        Factors on the scores' device. Their plan is the one given, save that svd narrows score_width to the
+        rank of its widest head. relative_error is whitened where moments are given, and with a folded content
+        bias it includes the error of that bias.
 
     Raises:
         RankError: a rank that the layer can't have.
@@ -210,7 +210,7 @@ def _solve(scores: ScoreTensor, plan: LayerPlan, seed: int, max_sweeps: int | No
         sizes = plan.query_rank, group_rank, plan.key_groups, plan.head_rank
         return decompose_grouped_tucker(scores, *sizes, seed=seed, **options)
     if plan.method == "tucker":
-        ranks = TuckerRanks(plan.query_rank, plan.key_rank, plan.score_width, plan.core_rank, plan.tied)
+        ranks = TuckerRanks(plan.query_rank, plan.key_rank, plan.score_width, plan.tied)
         return decompose_tucker(scores, ranks, **options)
     if plan.method == "svd":
         return decompose_svd(scores, plan.query_rank, min(plan.score_width, scores.shape.head_dim))
@@ -220,7 +220,7 @@ def _solve(scores: ScoreTensor, plan: LayerPlan, seed: int, max_sweeps: int | No
 
 def _assemble(scores: ScoreTensor, plan: LayerPlan, solution: Solution, mean: Tensor) -> SharedFactors:
     """Build the mixing, and settle what the mean input leaves to the content bias."""
-    if "index" in solution.mixing:
+    if plan.method == "svd":
         plan = replace(plan, score_width=solution.mixing["index"].shape[1])
     mixing = build_mixing(plan, scores.shape.num_heads).to(scores.query)
     state = dict(solution.mixing)

@@ -74,21 +74,6 @@ def allot_ranks(values: Tensor, rank: int, cap: int) -> Tensor:
     return torch.bincount(order // allowed.shape[1], minlength=len(values))
 
 
-def head_index(widths: Tensor) -> Tensor:
-    """Where each head's pieces lie in a list that holds one head's after another's.
-
-    Args:
-        widths: number of pieces by head, (H,).
-
-    Returns:
-        Positions, (H, widest); -1 beyond a head's own.
-    """
-    used = torch.arange(int(widths.max()), device=widths.device) < widths.unsqueeze(1)
-    index = torch.full_like(used, -1, dtype=torch.long)
-    index[used] = torch.arange(int(widths.sum()), device=widths.device)
-    return index
-
-
 def truncated_components(scores: ScoreTensor, rank: int, cap: int) -> Components:
     """The best one-head components, heads in order and each head's largest first.
 
@@ -135,9 +120,13 @@ def decompose_svd(scores: ScoreTensor, rank: int, score_width: int) -> Solution:
         Eckart & Young 1936; the per-head baseline of Cordonnier et al. 2020, arXiv:2006.16362.
     """
     parts = truncated_components(scores, rank, score_width)
-    index = head_index(torch.bincount(parts.heads, minlength=len(scores.query)))
+    ranks = torch.bincount(parts.heads, minlength=len(scores.query))
+    used = torch.arange(int(ranks.max()), device=ranks.device) < ranks.unsqueeze(1)
+    index = torch.full_like(used, -1, dtype=torch.long)
+    index[used] = torch.arange(rank, device=ranks.device)
     bias = None
     if scores.query_bias is not None:
-        bias = torch.nn.functional.pad(parts.bias, (0, 1))[index]  # index -1 reads the zero
+        bias = parts.bias.new_zeros(index.shape)
+        bias[used] = parts.bias
     error = relative(parts.dropped, scores.squared_norm)
     return Solution(parts.query, parts.key, {"index": index}, bias, [error])

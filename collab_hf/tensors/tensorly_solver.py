@@ -38,11 +38,11 @@ def solve_with_tensorly(
     """
     function = _find(solver)
     width = plan.query_rank if plan.method == "cp" else plan.key_rank
-    structured = plan.key_groups > 1 or plan.core_rank is not None or plan.tied
+    structured = plan.key_groups > 1 or plan.tied
     if plan.method not in ("cp", "tucker") or structured or plan.score_width != width:
         raise DecompositionError(
             f"solver {solver} needs method cp without dims_per_head, or tucker with score_width = key_rank, "
-            f"no key_groups, core_rank or tied, got {plan}"
+            f"no key_groups, not tied, got {plan}"
         )
     if ("tucker" in solver) != (plan.method == "tucker"):
         raise DecompositionError(f"solver {solver} does not fit method {plan.method}")

@@ -15,7 +15,6 @@ from torch import Tensor
 from .linalg import better_subspace, product_svd, top_eigenvectors
 from .score_tensor import ScoreTensor
 from .solution import Solution, converged, relative
-from .svd import allot_ranks, head_index
 
 # A step works in twice the subspace's width; where that is most of the space, eigh of the whole costs less.
 _STEP_SAVES = 3
@@ -29,30 +28,18 @@ class TuckerRanks:
         query: width of the shared query, 1 to query_size.
         key: width of the shared key, 1 to key_size.
         score: most rank of one head's core slice, <= key; equal to key leaves the slices alone.
-        core: ranks of all core slices together; None where each has `score`.
         tied: whether queries and keys share one subspace.
     """
 
     query: int
     key: int
     score: int
-    core: int | None = None
     tied: bool = False
 
     @property
     def narrowed(self) -> bool:
         """Whether core slices are limited in rank."""
-        return self.core is not None or self.score < self.key
-
-    def widths(self, values: Tensor) -> Tensor:
-        """Rank of every head's core slice, (H,), from the singular values (H, q) of all of them."""
-        if self.core is None:
-            return torch.full((len(values),), self.score, device=values.device)
-        return allot_ranks(values, self.core, self.score)
-
-    def kept(self, values: Tensor) -> Tensor:
-        """Which of the singular values (H, q) stay."""
-        return torch.arange(values.shape[1], device=values.device) < self.widths(values).unsqueeze(1)
+        return self.score < self.key
 
 
 def core_factors(scores: ScoreTensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,8 +64,7 @@ def _captured_right(scores: ScoreTensor, query: Tensor, key: Tensor, ranks: Tuck
     left, right = core_factors(scores, query, key)
     if not ranks.narrowed:
         return right.mT
-    _, values, v = product_svd(left, right)
-    return right.mT @ (v * ranks.kept(values).unsqueeze(1))
+    return right.mT @ product_svd(left, right)[2][..., : ranks.score]
 
 
 def _captured_left(scores: ScoreTensor, query: Tensor, key: Tensor, ranks: TuckerRanks) -> Tensor:
@@ -86,8 +72,7 @@ def _captured_left(scores: ScoreTensor, query: Tensor, key: Tensor, ranks: Tucke
     left, right = core_factors(scores, query, key)
     if not ranks.narrowed:
         return left.mT
-    u, values, _ = product_svd(left, right)
-    return left.mT @ (u * ranks.kept(values).unsqueeze(1))
+    return left.mT @ product_svd(left, right)[0][..., : ranks.score]
 
 
 def _captured(scores: ScoreTensor, query: Tensor, key: Tensor, ranks: TuckerRanks) -> Tensor:
@@ -95,8 +80,7 @@ def _captured(scores: ScoreTensor, query: Tensor, key: Tensor, ranks: TuckerRank
     left, right = core_factors(scores, query, key)
     if not ranks.narrowed:
         return ((left.mT @ left) * (right.mT @ right)).sum()
-    values = product_svd(left, right)[1]
-    return values[ranks.kept(values)].square().sum()
+    return product_svd(left, right)[1][..., : ranks.score].square().sum()
 
 
 def start_subspaces(scores: ScoreTensor, ranks: TuckerRanks) -> tuple[Tensor, Tensor]:
@@ -122,8 +106,8 @@ def decompose_tucker(
 
     Source:
         De Lathauwer, De Moor & Vandewalle 2000, for HOOI; the truncation of the core slices is the same
-        alternation with one more exact step (each update is the best answer with the rest fixed). Tied, a step
-        maximises what is linear in the one subspace; it is kept only if the error falls.
+        alternation with one more exact step (each update is the best answer with the rest fixed). Tied, a
+        step maximises what is linear in the one subspace; it is kept only if the error falls.
     """
     query, key = start_subspaces(scores, ranks)
     total = scores.squared_norm + scores.content_bias().square().sum()
@@ -173,35 +157,18 @@ def _update(gram: Tensor, basis: Tensor) -> Tensor:
 def _cores(
     scores: ScoreTensor, query: Tensor, key: Tensor, ranks: TuckerRanks
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    """The mixing's tensors, and c_h (H, w) where there is a content bias."""
+    """The mixing's cores (H, w, R), and c_h (H, w) where there is a content bias."""
     left, right = core_factors(scores, query, key)
-    cores = {}
     if ranks.narrowed:
         u, values, v = product_svd(left, right)
         scale = values.sqrt().unsqueeze(1)  # shared out evenly, so that both cores train alike
         left, right = u * scale, v * scale
-        if ranks.core is not None:
-            return _allotted_cores(left.mT, right.mT, ranks.widths(values), query.shape[1])
         # A core slice of lower rank than asked for (head_dim < score_width) is padded with zeros.
         missing = max(0, ranks.score - values.shape[1])
         left, right = (torch.nn.functional.pad(x[..., : ranks.score], (0, missing)) for x in (left, right))
         cores = {"key_core": right.mT.contiguous()}
     else:
-        left = left @ right.mT
+        left, cores = left @ right.mT, {}
     size = query.shape[1]
     cores["query_core"] = left[:, :size].mT.contiguous()
     return cores, None if scores.query_bias is None else left[:, size].contiguous()
-
-
-def _allotted_cores(
-    left: Tensor, right: Tensor, widths: Tensor, size: int
-) -> tuple[dict[str, Tensor], Tensor | None]:
-    """The leading rows (H, q, R) of every head below each other, with what is the bias as last column."""
-    kept = torch.arange(left.shape[1], device=left.device) < widths.unsqueeze(1)
-    index = head_index(widths)
-    rows = left[kept]  # (core_rank, R_q or R_q + 1)
-    cores = {"query_core": rows[:, :size].contiguous(), "key_core": right[kept].contiguous(), "index": index}
-    bias = None
-    if left.shape[2] > size:
-        bias = torch.nn.functional.pad(rows[:, size], (0, 1))[index]  # index -1 reads the zero
-    return cores, bias
