@@ -20,6 +20,9 @@ from .export import example_inputs
 
 # Quartiles of fewer pairs say nothing; more than this many change no second decimal.
 MIN_PAIRS, MAX_PAIRS = 9, 400
+# A turn repeats a short call for about so long. Else most of what a call of a millisecond shows is whether the
+# turn before has left its weights in the cache: at 16 tokens, the quartiles lay up to 0.4 apart.
+_TURN_SECONDS = 0.02
 
 Call = Callable[[], Any]
 
@@ -137,7 +140,7 @@ def compare_calls(before: Call, after: Call, *, seconds: float = 2.0) -> Timing:
 def compare_all(
     before: Call, others: Mapping[str, Call], *, seconds: float = 2.0, min_pairs: int = MIN_PAIRS
 ) -> dict[str, Timing]:
-    """Time several calls against one, in turns.
+    """Time several calls against one, in turns; short calls are repeated within a turn.
 
     Args:
         before: the call that the others are compared with.
@@ -149,12 +152,13 @@ def compare_all(
         Timing against `before`, by name.
     """
     calls = [("", before), *others.items()]
-    once = min(sum(_time(call) for _, call in calls) for _ in range(2))  # also the warm-up
-    rounds = max(min_pairs, min(MAX_PAIRS, int(seconds * len(others) / once)))
+    once = [min(_time(call) for _ in range(2)) for _, call in calls]  # also the warm-up
+    repeats = math.ceil(_TURN_SECONDS / max(once))
+    rounds = max(min_pairs, min(MAX_PAIRS, int(seconds * len(others) / (repeats * sum(once)))))
     times: dict[str, list[float]] = {name: [] for name, _ in calls}
     for turn in range(rounds):
         for name, call in calls if turn % 2 else reversed(calls):
-            times[name].append(_time(call))
+            times[name].append(_time(call, repeats))
     return {name: _compare(times[""], times[name]) for name in others}
 
 
@@ -255,12 +259,14 @@ def forward_call(model: PreTrainedModel, case: Case) -> Call:
     return lambda: model(**ready)
 
 
-def _time(call: Call) -> float:
+def _time(call: Call, repeats: int = 1) -> float:
+    """Seconds of one call, the mean of several in a row."""
     start = time.perf_counter()
-    call()
+    for _ in range(repeats):
+        call()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / repeats
 
 
 def _compare(before: list[float], after: list[float]) -> Timing:

@@ -19,7 +19,7 @@ from collab_hf.mixing import SelectionMixing
 
 LENGTHS = (16, 64, 128, 197, 256, 512, 1024)
 BATCHES = (1, 8, 32)
-DEFAULT = "tucker, narrowed keys"
+DEFAULT = "tied tucker"
 BUDGETS = {"half": 0.5, "quarter": 0.25, "eighth": 0.125}
 
 
@@ -56,7 +56,7 @@ OTHER_SHAPES = (
 
 
 def default_plan(shape: Shape, budget: float = 0.25) -> LayerPlan:
-    """Tucker with narrowed keys: half a head wide, folded bias."""
+    """Tied tucker: half a head wide, folded bias."""
     return plans(shape, budget)[DEFAULT]
 
 
@@ -65,7 +65,8 @@ def plans(shape: Shape, budget: float) -> dict[str, LayerPlan]:
     heads, head_dim = shape.num_heads, shape.head_dim
     half = head_dim // 2
     forms: dict[str, Callable[[int], LayerPlan]] = {
-        DEFAULT: lambda n: LayerPlan("tucker", 8 * n, 8 * n, half, content_bias="folded"),
+        DEFAULT: lambda n: LayerPlan("tucker", 8 * n, 8 * n, half, tied=True, content_bias="folded"),
+        "tucker, narrowed keys": lambda n: LayerPlan("tucker", 8 * n, 8 * n, half, content_bias="folded"),
         "tucker, one shared key": lambda n: LayerPlan(
             "tucker", 8 * n, head_dim, head_dim, content_bias="folded"
         ),

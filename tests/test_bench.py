@@ -36,6 +36,15 @@ def test_a_slower_call_is_measured() -> None:
     assert timing.seconds_before < timing.seconds_after
 
 
+def test_short_calls_are_repeated_within_a_turn() -> None:
+    calls = []
+    timing = compare_calls(lambda: calls.append(None), lambda: None, seconds=0.01)
+    assert len(calls) > 10 * timing.latency.pairs
+    calls.clear()
+    timing = compare_calls(lambda: (calls.append(None), time.sleep(0.03)), lambda: None, seconds=0.01)
+    assert len(calls) == timing.latency.pairs + 2  # and the warm-up
+
+
 def test_a_call_against_itself_is_no_difference() -> None:
     """Negative control: calls of 1 to 4 ms by chance, and no ratio is claimed."""
     numbers = torch.rand(100).tolist()
