@@ -316,10 +316,11 @@ def key_rows(module: Any) -> Tensor:
         (key_rank, E), or (key_rank + num_heads, E).
     """
     family, plan = module.collab_family, module.collab_plan
+    query: Tensor = family.projection(module, "query").weight
     key = family.projection(module, "key")
     if not plan.tied:
-        return key.weight
-    query = family.projection(module, "query").weight
+        rows: Tensor = key.weight
+        return rows
     return query if isinstance(key, nn.Identity) else torch.cat([query, key.weight])
 
 

@@ -86,6 +86,12 @@ class TestSpectra:
             assert [f.parameters for f in same] == sorted(f.parameters for f in same)
         assert all(f.plan.score_width <= scores.shape.head_dim for f in forms if f is not dense)
 
+    def test_cross_attention_is_not_tied(self, seen):
+        scores, statistics = seen
+        scores = seen_scores(scores, statistics, 1e-3)
+        assert any(f.plan and f.plan.tied for f in layer_forms(scores, CollabConfig()))
+        assert not any(f.plan and f.plan.tied for f in layer_forms(scores, CollabConfig(), cross=True))
+
     def test_large_layers_get_multiples_of_eight(self):
         assert all(rank % 8 == 0 for rank in rank_grid(768))
         assert rank_grid(6) == [1, 2, 3, 4, 5, 6]

@@ -354,6 +354,7 @@ def test_nan_in_the_weights_is_refused_by_name(tiny_bert: Any) -> None:
         ({"method": "cp", "rank": 8, "budget": 0.5}, "a budget or ranks, not both"),
         ({"method": "tucker", "query_rank": 8}, "query_rank and key_rank are given together"),
         ({"method": "svd", "dims_per_head": 8, "rank": 8}, "dims_per_head belongs to method cp"),
+        ({"method": "cp", "tied": True, "rank": 8}, "tied belongs to method tucker"),
         ({"budget": 1.5}, r"budget must be in \(0, 1\]"),
         ({"damping": -1.0}, "damping must be at least 0"),
         ({"content_bias": "none"}, "content_bias must be auto, exact or folded"),
@@ -380,6 +381,29 @@ def test_softmax_never_sees_the_key_bias(tiny_bert: Any) -> None:
         compress_(model, CollabConfig(method="cp", rank=6))
     ids = {"input_ids": torch.arange(8)[None]}
     assert difference(outputs(models[0], ids), outputs(models[1], ids)) == 0
+
+
+@pytest.mark.parametrize("content_bias", ["exact", "folded"])
+def test_tied_layers_have_one_projection(tiny_bert: Any, content_bias: Any) -> None:
+    model = tiny_bert(BertModel)
+    report = compress_(model, CollabConfig(method="tucker", tied=True, budget=0.6, content_bias=content_bias))
+    for layer in report.layers:
+        assert layer.plan is not None
+        assert layer.plan.tied
+        assert 0.5 < layer.qk_parameters_after / layer.qk_parameters_before <= 0.6
+    attention = model.encoder.layer[0].attention.self
+    # What is left to the key projection is the exact content bias, a row a head.
+    assert [p.shape for p in attention.key.parameters()] == ([(3, 24)] if content_bias == "exact" else [])
+    assert attention.query.weight.shape[0] == layer.plan.query_rank == layer.plan.key_rank
+
+
+def test_tied_needs_self_attention(tiny_bert: Any) -> None:
+    model = tiny_bert(BertModel, is_decoder=True, add_cross_attention=True)
+    with pytest.raises(RankError, match=r"not cross-attention \(encoder.layer.0.crossattention.self"):
+        compress_(model, CollabConfig(method="tucker", tied=True, rank=8))
+    assert type(model) is BertModel
+    compress_(model, CollabConfig(method="tucker", tied=True, rank=8, layers={"*crossattention*": "dense"}))
+    assert isinstance(model.encoder.layer[0].attention.self.key, nn.Identity)
 
 
 @pytest.mark.parametrize(

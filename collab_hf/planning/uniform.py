@@ -123,13 +123,13 @@ def _forms(method: Method, config: CollabConfig, shape: AttentionShape, name: st
     widths = sorted({max(1, head_dim * quarters // 4) for quarters in (1, 2, 3, 4)})
     if config.score_width is not None:
         widths = [config.score_width]
+    shared_key = [plans(_ranks(1, most), width * config.key_groups, width) for width in widths]
+    if config.key_groups > 1 or config.head_rank:
+        return shared_key
     narrowed = [plans(_ranks(width + 1, most), None, width) for width in widths]
     if config.tied:
         whole = [] if config.score_width else [plans(_ranks(1, min(most, head_dim)), None, None)]
         return [*whole, *narrowed]
-    shared_key = [plans(_ranks(1, most), width * config.key_groups, width) for width in widths]
-    if config.key_groups > 1 or config.head_rank:
-        return shared_key
     return [*shared_key, *narrowed]
 
 
