@@ -20,8 +20,8 @@ from .export import example_inputs
 
 # Quartiles of fewer pairs say nothing; more than this many change no second decimal.
 MIN_PAIRS, MAX_PAIRS = 9, 400
-# A turn repeats a short call for about so long. Else most of what a call of a millisecond shows is whether the
-# turn before has left its weights in the cache: at 16 tokens, the quartiles lay up to 0.4 apart.
+# A turn repeats a short call for about so long. Else most of what a call of a millisecond shows is whether
+# the turn before has left its weights in the cache: at 16 tokens, quartiles of ratios lay up to 0.4 apart.
 _TURN_SECONDS = 0.02
 
 Call = Callable[[], Any]

@@ -279,6 +279,8 @@ class CollabConfig:
             raise ConfigError("give a budget or ranks, not both")
         if self.rank and (self.query_rank or self.key_rank):
             raise ConfigError("give rank, or query_rank and key_rank, not both")
+        if self.tied and (self.key_groups > 1 or self.head_rank):
+            raise ConfigError("tied goes with neither key_groups nor head_rank")
         if (self.query_rank is None) != (self.key_rank is None):
             raise ConfigError("query_rank and key_rank are given together or not at all")
 

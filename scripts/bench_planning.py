@@ -1,8 +1,8 @@
 """Compare planned forms with uniform ranks at equal size, on examples that planning did not see.
 
 For each share, the model is compressed four times: with the same budget of tucker, of tied tucker and of svd
-in every layer, and planned over the layers with not one number more than either tucker took. The figure is the mean
-cosine between the embeddings of the original and the compressed model.
+in every layer, and planned over the layers with not one number more than either tucker took. The figure is
+the mean cosine between the embeddings of the original and the compressed model.
 
 Example:
     python scripts/bench_planning.py .cache/checkpoints/minilm --evaluation texts.txt

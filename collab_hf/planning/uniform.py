@@ -123,14 +123,12 @@ def _forms(method: Method, config: CollabConfig, shape: AttentionShape, name: st
     widths = sorted({max(1, head_dim * quarters // 4) for quarters in (1, 2, 3, 4)})
     if config.score_width is not None:
         widths = [config.score_width]
-    shared_key = [plans(_ranks(1, most), width * config.key_groups, width) for width in widths]
-    if config.key_groups > 1 or config.head_rank:
-        return shared_key
-    narrowed = [plans(_ranks(width + 1, most), None, width) for width in widths]
+    read_whole = config.key_groups > 1 or config.head_rank is not None
+    narrowed = [] if read_whole else [plans(_ranks(width + 1, most), None, width) for width in widths]
     if config.tied:
         whole = [] if config.score_width else [plans(_ranks(1, min(most, head_dim)), None, None)]
         return [*whole, *narrowed]
-    return [*shared_key, *narrowed]
+    return [plans(_ranks(1, most), width * config.key_groups, width) for width in widths] + narrowed
 
 
 def _ranks(least: int, most: int) -> list[int]:
