@@ -56,16 +56,21 @@ class Variant:
     published: bool = False
 
 
+TIED = {"method": "tucker", "tied": True}
+
 VARIANTS = (
+    Variant("tied tucker", TIED),
     Variant("tucker", {"method": "tucker"}),
     Variant("cp", {"method": "cp"}),
     Variant("svd", {"method": "svd"}),
     Variant("cp, k = head_dim / 2", {"method": "cp", "dims_per_head": 0.5}),
     Variant("cp, k = head_dim", {"method": "cp", "dims_per_head": 1.0}),
+    Variant("tied tucker", TIED, source="reconstructed"),
     Variant("tucker", {"method": "tucker"}, source="reconstructed"),
     Variant("cp", {"method": "cp"}, source="reconstructed"),
     Variant("svd", {"method": "svd"}, source="reconstructed"),
     Variant("cp, k = head_dim / 2", {"method": "cp", "dims_per_head": 0.5}, source="reconstructed"),
+    Variant("tied tucker", TIED, source="weights"),
     Variant("tucker", {"method": "tucker"}, source="weights"),
     Variant("cp", {"method": "cp"}, source="weights"),
     Variant("svd", {"method": "svd"}, source="weights"),
