@@ -95,7 +95,7 @@ def main(
         }
         for name in ("tucker", "tied", "auto", "svd"):
             # The plan takes not one number more than the uniform ranks did.
-            least = min((r["parameters"] for r in row.values()), default=None)
+            least = min((r["parameters"] for r in row.values() if "parameters" in r), default=None)
             config = uniform.get(name) or CollabConfig(target_params=least, **shared)
             try:
                 row[name] = run(original, config, seen, held, reference, pooling)
