@@ -158,16 +158,16 @@ def test_pieces_hold_everything_once() -> None:
 
 
 def test_pieces_of_known_lengths() -> None:
-    """12 heads in float32: five samples of 64 tokens are one piece, one of 128, half a head of 1024."""
+    """12 heads in float32: eight samples of 64 tokens are one piece, two of 128, half a head of 1024."""
 
     def first(length: int) -> tuple[int, ...]:
         piece = next(pieces._pieces(32, 12, length, pieces._PIECE_BYTES // (4 * length)))
         return tuple(part.stop for part in piece)
 
-    assert first(64) == (5, 12, 64)
-    assert first(128) == (1, 12, 128)
-    assert first(512) == (1, 1, 512)
-    assert first(1024) == (1, 1, 256)
+    assert first(64) == (8, 12, 64)
+    assert first(128) == (2, 12, 128)
+    assert first(512) == (1, 2, 512)
+    assert first(1024) == (1, 1, 512)
 
 
 def test_where_pieces_are_preferred() -> None:
