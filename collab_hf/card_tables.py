@@ -49,9 +49,8 @@ def layer_rows(report: Mapping[str, Any], plans: Mapping[str, Mapping[str, Any]]
         if plan is None:
             yield f"| {name} | dense | | | | | {error} | {counts} |"
             continue
-        form = plan["method"] + (
-            f", {plan['key_groups']} key groups" if plan.get("key_groups", 1) > 1 else ""
-        )
+        form = "tied " * plan.get("tied", False) + plan["method"]
+        form += f", {plan['key_groups']} key groups" if plan.get("key_groups", 1) > 1 else ""
         yield (
             f"| {name} | {form} | {plan['query_rank']} | {plan['key_rank']} | {plan['score_width']} "
             f"| {plan.get('content_bias', 'exact')} | {error} | {counts} |"

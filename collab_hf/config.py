@@ -116,6 +116,11 @@ class LayerPlan:
         return count
 
     @property
+    def form(self) -> str:
+        """The method as people read it: `tied tucker` where it is tied."""
+        return f"tied {self.method}" if self.tied else self.method
+
+    @property
     def narrows_keys(self) -> bool:
         """Whether tucker's heads read the shared key through cores of their own, not whole."""
         return self.method == "tucker" and self.score_width < self.key_rank // self.key_groups

@@ -241,7 +241,13 @@ def _calibration_batches(
 
 def _describe(report: CompressionReport, output: Path, size: int) -> str:
     rows = [
-        [layer.name, layer.method, _ranks(layer), f"{layer.relative_error:.4f}", *_change(layer)]
+        [
+            layer.name,
+            layer.plan.form if layer.plan else layer.method,
+            _ranks(layer),
+            f"{layer.relative_error:.4f}",
+            *_change(layer),
+        ]
         for layer in report.layers
     ]
     kept = report.qk_parameters_after / report.qk_parameters_before

@@ -44,4 +44,4 @@ def _form(layer: LayerPreview) -> list[str]:
     if plan is None:
         return ["dense", "-", str(layer.shape.head_dim), before, before, loss]
     ranks = str(plan.query_rank) if plan.method != "tucker" else f"{plan.query_rank}x{plan.key_rank}"
-    return [plan.method, ranks, str(plan.score_width), before, f"{layer.parameters:,}", loss]
+    return [plan.form, ranks, str(plan.score_width), before, f"{layer.parameters:,}", loss]

@@ -126,4 +126,4 @@ def form_name(plan: LayerPlan) -> str:
     """A form in few characters: `svd 88` or `tucker 56x64/16` (query x key rank / score width)."""
     if plan.method != "tucker":
         return f"{plan.method} {plan.query_rank}"
-    return f"tucker {plan.query_rank}x{plan.key_rank}/{plan.score_width}"
+    return f"{plan.form} {plan.query_rank}x{plan.key_rank}/{plan.score_width}"
