@@ -107,7 +107,7 @@ def row(name: str, made: dict[str, Any], found: dict[str, Any]) -> list[str]:
     Returns:
         The cells under `HEADER`.
     """
-    methods = sorted({layer["method"] for layer in made["layers"]})
+    methods = sorted({_form(layer) for layer in made["layers"]})
     kept = made["qk_parameters_after"] / made["qk_parameters_before"]
     return [
         name if methods == [name] else f"{name} ({', '.join(methods)})",
@@ -132,6 +132,12 @@ def spearman(model: Path, stsb: Path | None) -> list[str]:
     if stsb is None:
         return []
     return [f"{collab_hf('evaluate', model, '--task', 'stsb', '--data', stsb)['spearman']:.4f}"]
+
+
+def _form(layer: dict[str, Any]) -> str:
+    """The layer's method, or `tied tucker`."""
+    tied = (layer["plan"] or {}).get("tied", False)
+    return "tied " * tied + str(layer["method"])
 
 
 HEADER = ["method", "query/key parameters", "all parameters", "file size (MB)", "relative error", "agreement"]
