@@ -137,7 +137,7 @@ def spearman(model: Path, stsb: Path | None) -> list[str]:
 def _form(layer: dict[str, Any]) -> str:
     """The layer's method, or `tied tucker`."""
     tied = (layer["plan"] or {}).get("tied", False)
-    return "tied " * tied + str(layer["method"])
+    return f"tied {layer['method']}" if tied else str(layer["method"])
 
 
 HEADER = ["method", "query/key parameters", "all parameters", "file size (MB)", "relative error", "agreement"]
