@@ -64,10 +64,11 @@ class CollabAttention(nn.Module):
     def _keys_and_values(self, source: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
         """What a decoder caches: (B, S, key_rank + H where the bias is exact) and (B, S, H * V)."""
         family, plan = self.collab_family, self.collab_plan
-        own = plan.content_bias == "exact" or not plan.tied
-        key = family.projection(self, "key")(source if own else query)
-        if plan.tied and own:
-            key = torch.cat([query, key], -1)
+        if family.lacks_key(self):
+            key = query
+        else:
+            key = family.projection(self, "key")(source)
+            key = torch.cat([query, key], -1) if plan.tied else key
         return key, family.projection(self, "value")(source)
 
     def _update(self, cache: Any, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -279,8 +280,7 @@ def convert_(module: Any, plan: LayerPlan) -> None:
     """Turn a dense attention module into a collaborative one, in place; factors are left uninitialised.
 
     Keeps the module and its projections as objects (hooks stay), their device, dtype, training mode and
-    requires_grad. But where a tied plan leaves the key projection nothing to do, an identity takes its place:
-    its input is what the query projection gives.
+    requires_grad. But where a tied plan leaves the key projection nothing to do, None takes its place.
 
     Args:
         module: a dense attention module of a known family.
@@ -300,7 +300,7 @@ def convert_(module: Any, plan: LayerPlan) -> None:
     if rows:
         _resize_(key, rows)
     else:
-        setattr(module, family.key, nn.Identity())
+        setattr(module, family.key, None)
     module.__class__ = collab_attention_class(type(module))
     module.collab_plan = plan
     module.mixing = mixing
@@ -316,12 +316,9 @@ def key_rows(module: Any) -> Tensor:
         (key_rank, E), or (key_rank + num_heads, E).
     """
     family, plan = module.collab_family, module.collab_plan
-    query: Tensor = family.projection(module, "query").weight
-    key = family.projection(module, "key")
-    if not plan.tied:
-        rows: Tensor = key.weight
-        return rows
-    return query if isinstance(key, nn.Identity) else torch.cat([query, key.weight])
+    query = [family.projection(module, "query").weight] if plan.tied else []
+    key = [] if family.lacks_key(module) else [family.projection(module, "key").weight]
+    return torch.cat([*query, *key])
 
 
 def _resize_(linear: Any, out_features: int) -> None:

@@ -128,7 +128,7 @@ def _install_dense_(module: CollabAttention, dense: _Head) -> None:
     """Put the factors into the host's own projections and class."""
     family = module.collab_family
     query = family.projection(module, "query")
-    if isinstance(family.projection(module, "key"), nn.Identity):
+    if family.lacks_key(module):
         setattr(module, family.key, copy.deepcopy(query))
     key = family.projection(module, "key")
     has_bias = family.projection(module, "value").bias is not None or bool(dense.bias.any())

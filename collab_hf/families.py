@@ -45,16 +45,20 @@ class Family:
 
     def shape(self, module: nn.Module) -> AttentionShape:
         """Sizes of an attention module of this family, dense or converted."""
-        query, key = self.projection(module, "query"), self.projection(module, "key")
-        key = query if isinstance(key, nn.Identity) else key  # tied
+        query = self.projection(module, "query")
+        key = query if self.lacks_key(module) else self.projection(module, "key")
         biases = sum(linear.bias.numel() for linear in (query, key) if linear.bias is not None)
         heads, head_dim = getattr(module, self.num_heads), getattr(module, self.head_dim)
         return AttentionShape(query.in_features, key.in_features, heads, head_dim, biases, self.cross)
 
     def projection(self, module: nn.Module, role: Literal["query", "key", "value"]) -> nn.Linear:
-        """The module's projection for a role; an nn.Identity for the key that is tied to the query."""
+        """The module's projection for a role; there is none for the key where `lacks_key`."""
         linear: nn.Linear = getattr(module, getattr(self, role))
         return linear
+
+    def lacks_key(self, module: nn.Module) -> bool:
+        """Whether the keys of a converted module come from its query projection alone."""
+        return getattr(module, self.key) is None
 
     def head_factors(self, module: nn.Module) -> tuple[Tensor, Tensor, Tensor | None]:
         """Per-head factors of a dense attention module, views of its weights.

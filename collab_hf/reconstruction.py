@@ -112,8 +112,10 @@ def _read(module: CollabAttention, relative_error: float) -> SharedFactors:
 
 def factor_parameters(layer: CollabAttention) -> Iterator[nn.Parameter]:
     """Shared projections, mixing and content bias of a compressed attention layer."""
-    for role in ("query", "key"):
-        yield from layer.collab_family.projection(layer, role).parameters()
+    family = layer.collab_family
+    yield from family.projection(layer, "query").parameters()
+    if not family.lacks_key(layer):
+        yield from family.projection(layer, "key").parameters()
     yield from layer.mixing.parameters()
 
 

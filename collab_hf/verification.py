@@ -173,11 +173,9 @@ def _check_layer(layer: CollabAttention, name: str) -> None:
 
 def _factors(layer: CollabAttention) -> dict[str, Tensor]:
     family = layer.collab_family
-    parts: dict[str, nn.Module] = {
-        "query": family.projection(layer, "query"),
-        "key": family.projection(layer, "key"),
-        "mixing": layer.mixing,
-    }
+    parts: dict[str, nn.Module] = {"query": family.projection(layer, "query"), "mixing": layer.mixing}
+    if not family.lacks_key(layer):
+        parts["key"] = family.projection(layer, "key")
     return {f"{part}.{name}": t for part, m in parts.items() for name, t in m.state_dict().items()}
 
 

@@ -11,6 +11,7 @@ from collab_hf.config import LayerPlan
 from collab_hf.families import attention_layers
 from collab_hf.mixing import SelectionMixing
 from collab_hf.modeling_collab import adopt_, apply_plans_
+from collab_hf.reconstruction import factor_parameters
 
 # Forms of the tiny models' layers (3 heads of 8, hidden size 24).
 PLANS = {
@@ -40,9 +41,8 @@ def make_collab_(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
 
 
 def _fill_(module: Any) -> None:
-    for role in ("query", "key"):
-        for parameter in module.collab_family.projection(module, role).parameters():
-            nn.init.normal_(parameter, std=0.3)
+    for parameter in factor_parameters(module):
+        nn.init.normal_(parameter, std=0.3)
     for parameter in module.mixing.parameters():
         nn.init.normal_(parameter, std=0.5)
     if isinstance(module.mixing, SelectionMixing):
