@@ -19,6 +19,7 @@ import typer
 
 import checkpoints
 from collab_hf.cli.answers import table
+from collab_hf.config import LayerPlan
 from collab_hf.example_sources import DEFAULT_TEXT_FILE
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "checkpoints"
@@ -136,8 +137,7 @@ def spearman(model: Path, stsb: Path | None) -> list[str]:
 
 def _form(layer: dict[str, Any]) -> str:
     """The layer's method, or `tied tucker`."""
-    tied = (layer["plan"] or {}).get("tied", False)
-    return f"tied {layer['method']}" if tied else str(layer["method"])
+    return LayerPlan.from_dict(layer["plan"]).form if layer["plan"] else str(layer["method"])
 
 
 HEADER = ["method", "query/key parameters", "all parameters", "file size (MB)", "relative error", "agreement"]

@@ -17,10 +17,11 @@ from ..errors import ConfigError, DecompositionError
 from ..factors import SharedFactors
 from ..families import Family
 from ..reconstruction import Piece, reconstruct_layer, recorded
-from ..tensors import ScoreTensor, decompose
+from ..tensors import Problem, ScoreTensor
 from .divergence import Batch, Divergence, replaced
 from .knapsack import Array
 from .spectra import Form, layer_forms, seen_scores, worthwhile
+from .uniform import layer_problem
 
 # Shares of a layer's dense parameters whose best form is measured; between them the error curve interpolates.
 _MEASURED_SHARES = (1 / 24, 1 / 12, 1 / 6, 1 / 3, 0.6)
@@ -169,10 +170,12 @@ def measured_curves(
     with tqdm(total=total, desc="Measuring", unit="form", disable=not progress) as bar:
         for name, pieces in _recorded(model, layers, settings, seen):
             curve, forms = points[name]
+            scores = score_tensor(*layers[name], name, settings[name])
+            problem = layer_problem(scores, settings[name], statistics[name])
             knots: list[tuple[float, float]] = []
             solved: list[tuple[float, Form, float]] = []
             for share, form in forms.items():
-                factors = _trial(layers[name], form, name, settings, statistics)
+                factors = _trial(problem, form, name)
                 solved.append((share, form, factors.relative_error))
                 if pieces:
                     steps = min(_TRIAL_STEPS, settings[name].reconstruct_steps)
@@ -182,7 +185,7 @@ def measured_curves(
                 if share <= _CONTEXT_SHARE or name not in context:
                     context[name] = (factors, knots[-1][1])
                 bar.update()
-            gains = _sweep_gains(curve, solved, layers[name], settings, statistics)
+            gains = _sweep_gains(curve, solved, problem)
             measured.append(replace(curve, forms=_solved(curve.forms, gains), knots=tuple(knots)))
         with replaced(layers, {name: factors for name, (factors, _) in context.items()}):
             together = divergence.measure()
@@ -203,35 +206,16 @@ def _recorded(
         yield from ((name, ()) for name in settings)
 
 
-def _trial(
-    layer: tuple[nn.Module, Family],
-    form: Form,
-    name: str,
-    settings: Mapping[str, CollabConfig],
-    statistics: Mapping[str, LayerStatistics],
-) -> SharedFactors:
+def _trial(problem: Problem, form: Form, name: str) -> SharedFactors:
     """Decompose a layer nearly to the end, with a content bias that the dense host can hold."""
-    config = settings[name]
     plan = form.plan
     if plan is None:
         raise ConfigError(f"a dense form has no factors ({name})")
-    return decompose(
-        score_tensor(*layer, name, config),
-        replace(plan, content_bias="folded"),
-        query_moments=statistics[name].query,
-        key_moments=statistics[name].key,
-        damping=config.damping,
-        precision=config.precision,
-        max_sweeps=_TRIAL_SWEEPS,
-    )
+    return problem.solve(replace(plan, content_bias="folded"), max_sweeps=_TRIAL_SWEEPS)
 
 
 def _sweep_gains(
-    curve: LayerCurve,
-    solved: list[tuple[float, Form, float]],
-    layer: tuple[nn.Module, Family],
-    settings: Mapping[str, CollabConfig],
-    statistics: Mapping[str, LayerStatistics],
+    curve: LayerCurve, solved: list[tuple[float, Form, float]], problem: Problem
 ) -> dict[str, list[tuple[float, float]]]:
     """How far sweeps lower truncation errors, by kind: (truncation error, solved error over it).
 
@@ -248,7 +232,7 @@ def _sweep_gains(
                 continue
             form = min(fitting, key=lambda f: f.error)
             if form != measured:
-                error = _trial(layer, form, curve.name, settings, statistics).relative_error
+                error = _trial(problem, form, curve.name).relative_error
             if form.error > 0:
                 found.append((form.error, min(1.0, error / form.error)))
     return gains

@@ -38,13 +38,7 @@ def choose_factors(
     Raises:
         DecompositionError: weights that are not finite, or a solver that failed.
     """
-    problem = Problem.prepare(
-        scores,
-        query_moments=None if statistics is None else statistics.query,
-        key_moments=None if statistics is None else statistics.key,
-        damping=config.damping,
-        precision=config.precision,
-    )
+    problem = layer_problem(scores, config, statistics)
 
     def solve(plan: LayerPlan, max_sweeps: int | None = None) -> SharedFactors:
         return problem.solve(plan, solver=config.solver, seed=config.seed, max_sweeps=max_sweeps)
@@ -52,6 +46,29 @@ def choose_factors(
     if len(plans) > 1:
         plans = sorted(plans, key=lambda plan: solve(plan, _TRIAL_SWEEPS).relative_error)
     return solve(plans[0])
+
+
+def layer_problem(scores: ScoreTensor, config: CollabConfig, statistics: LayerStatistics | None) -> Problem:
+    """One layer, ready to be solved in several forms.
+
+    Args:
+        scores: the layer's per-head factors.
+        config: the layer's settings.
+        statistics: moments of the layer's inputs, or None for the weights alone.
+
+    Returns:
+        The problem; whitening and leading subspaces are worked out once for all forms.
+
+    Raises:
+        DecompositionError: moments that do not fit the weights or are not finite.
+    """
+    return Problem.prepare(
+        scores,
+        query_moments=None if statistics is None else statistics.query,
+        key_moments=None if statistics is None else statistics.key,
+        damping=config.damping,
+        precision=config.precision,
+    )
 
 
 def candidate_plans(config: CollabConfig, shape: AttentionShape, name: str) -> list[LayerPlan]:
