@@ -193,3 +193,9 @@ def test_what_has_no_card(tiny_bert: Callable[..., Any], made: Path, tmp_path: P
     assert (
         card_metadata("no header") == card_metadata("---\n- a\n---") == card_metadata("---\n: [\n---") == {}
     )
+
+
+def test_a_card_says_which_layers_are_tied(tiny_bert: Callable[..., Any], tmp_path: Path) -> None:
+    make_collab_(tiny_bert(BertModel), PLANS["tucker-tied"]).save_pretrained(tmp_path / "bare")
+    row = "| encoder.layer.1.attention.self | tied tucker | 12 | 12 | 4 |"
+    assert row in str(make_card(tmp_path / "bare"))

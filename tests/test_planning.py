@@ -14,7 +14,7 @@ from collab_hf.errors import ConfigError
 from collab_hf.families import attention_layers
 from collab_hf.planning import Divergence, cache, plan_model, score_tensor, split_batches
 from collab_hf.planning.costs import attention_flops, break_even_length
-from collab_hf.planning.curves import LayerCurve
+from collab_hf.planning.curves import LayerCurve, measured_curves, spectral_curves
 from collab_hf.planning.divergence import replaced
 from collab_hf.planning.planner import layer_settings
 from collab_hf.planning.spectra import Form, all_forms, layer_forms, rank_grid, seen_scores
@@ -91,6 +91,31 @@ class TestSpectra:
         scores = seen_scores(scores, statistics, 1e-3)
         assert any(f.plan and f.plan.tied for f in layer_forms(scores, CollabConfig()))
         assert not any(f.plan and f.plan.tied for f in layer_forms(scores, CollabConfig(), cross=True))
+
+    def test_only_self_attention_is_offered_tied_forms(self, tiny_bert):
+        layers = layers_of(tiny_bert(is_decoder=True, add_cross_attention=True))
+        curves = spectral_curves(layers, dict.fromkeys(layers, CollabConfig()), None)
+        tied = {curve.name: any(f.plan and f.plan.tied for f in curve.forms) for curve in curves}
+        assert tied == {name: "crossattention" not in name for name in layers}
+        assert len(set(tied.values())) == 2
+
+    def test_measured_forms_have_the_errors_that_sweeps_reach(self, tiny_bert, batches):
+        model = tiny_bert()
+        layers = layers_of(model)
+        settings = dict.fromkeys(layers, CollabConfig(reconstruct_steps=0))
+        statistics = collect_statistics(model, {n: m for n, (m, _) in layers.items()}, batches)
+        truncated = spectral_curves(layers, settings, statistics)
+        solved = measured_curves(model, layers, settings, statistics, batches, batches)
+        lower = 0
+        for before, after in zip(truncated, solved, strict=True):
+            errors = {form.plan: form.error for form in before.forms}
+            for form in after.forms:
+                if form.kind in ("svd", "dense"):  # truncation is the best that there is
+                    assert form.error == errors[form.plan]
+                else:
+                    assert form.error <= errors[form.plan]
+                    lower += form.error < 0.999 * errors[form.plan]
+        assert lower > 0
 
     def test_large_layers_get_multiples_of_eight(self):
         assert all(rank % 8 == 0 for rank in rank_grid(768))
