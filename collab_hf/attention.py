@@ -21,10 +21,12 @@ from .mixing import Mixing, build_mixing
 from .pieces import (
     add_to_mask,
     attend_,
+    even_slices,
     four_dimensional,
     part_of,
     prefers_pieces,
-    sample_slices,
+    product_dtype,
+    samples_at_once,
     wide_attention,
 )
 
@@ -101,7 +103,9 @@ class CollabAttention(nn.Module):
         if cached and length == 1 and backend == "sdpa" and mixing.derives_keys:
             query, key = mixing.latent_queries(query), key.unsqueeze(1)
             output = self._wide(query, key, value, bias, mask, False)
-        elif backend == "sdpa" and prefers_pieces(query, plan.score_width, value.shape[-1], self._dropout()):
+        elif backend == "sdpa" and prefers_pieces(
+            query, key.shape[1], plan.score_width, value.shape[-1], self._dropout()
+        ):
             output = self._in_pieces(query, key, value, bias, mask, causal)
         elif plan.score_width > value.shape[-1] and backend != "eager":
             self._check_backend(f"a score width of {plan.score_width} > {value.shape[-1]}")
@@ -130,6 +134,7 @@ class CollabAttention(nn.Module):
         mixing, width, scaling = self.mixing, self.collab_plan.score_width, self._scaling()
         heads = mixing.num_heads
         output = value.new_empty(batch, length, heads, value.shape[-1])
+        dtype = product_dtype(value.dtype, batch * key.shape[1])
         # The content bias is part of the scores, so it is scaled with them.
         mask, bias = four_dimensional(mask), None if bias is None else bias * scaling
 
@@ -141,16 +146,16 @@ class CollabAttention(nn.Module):
             mask: Tensor | None,
             bias: Tensor | None,
         ) -> None:
-            query, key = mixing.queries(query, width), mixing.keys(key, width)
-            attend_(output, query, key, value, scaling, mask=mask, bias=bias, causal=causal)
+            query, key = mixing.queries_and_keys(query, key, dtype)
+            attend_(output, query, key, value.to(dtype), scaling, mask=mask, bias=bias, causal=causal)
 
-        slices = list(sample_slices(batch, length * heads * width * query.element_size()))
-        if len(slices) == 1:
+        most = samples_at_once(length * heads * width * dtype.itemsize)
+        if batch <= most:
             fill_(output, query, key, value, mask, bias)
-        else:
-            for few in slices:
-                parts = output[few], query[few], key[few], value[few]
-                fill_(*parts, part_of(mask, few), part_of(bias, few))
+            return output
+        for few in even_slices(batch, most):
+            parts = output[few], query[few], key[few], value[few]
+            fill_(*parts, part_of(mask, few), part_of(bias, few))
         return output
 
     def _wide(

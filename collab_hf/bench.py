@@ -156,8 +156,10 @@ def compare_all(
     repeats = math.ceil(_TURN_SECONDS / max(once))
     rounds = max(min_pairs, min(MAX_PAIRS, int(seconds * len(others) / (repeats * sum(once)))))
     times: dict[str, list[float]] = {name: [] for name, _ in calls}
-    for turn in range(rounds):
-        for name, call in calls if turn % 2 else reversed(calls):
+    for _ in range(rounds):
+        # In the same order every time. Turned round every other time, the outermost calls would follow
+        # themselves and find their weights in the cache.
+        for name, call in calls:
             times[name].append(_time(call, repeats))
     return {name: _compare(times[""], times[name]) for name in others}
 

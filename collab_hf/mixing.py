@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import LayerPlan
+from .pieces import is_native
 
 
 class Mixing(nn.Module):
@@ -61,6 +62,20 @@ class Mixing(nn.Module):
             (B, G, T, width) with G = 1 or num_heads.
         """
         raise NotImplementedError
+
+    def queries_and_keys(self, query: Tensor, key: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What `queries` and `keys` give at the score's own width, for plain products on a CPU at inference.
+
+        Args:
+            query: (B, T, query_rank).
+            key: (B, S, key_rank); where it is the query itself, one product may serve both.
+            dtype: that of the results.
+
+        Returns:
+            Per-head queries, (B, num_heads, T, score_width), and keys, (B, G, S, score_width).
+        """
+        width = self.score_width
+        return self.queries(query, width).to(dtype), self.keys(key, width).to(dtype)
 
     def latent_queries(self, shared: Tensor) -> Tensor:
         """Queries that meet the shared key itself, for a form whose heads each read keys of their own.
@@ -162,28 +177,37 @@ class SelectionMixing(Mixing):
         self.weight = nn.Parameter(torch.empty(num_heads, plan.score_width)) if weighted else None
 
     def queries(self, shared: Tensor, width: int) -> Tensor:  # noqa: D102
-        picked = self._pick(shared, self.index.flatten())
-        if self.weight is not None:
-            picked = picked * self.weight.flatten()
-        if self.bias is not None:
-            picked = picked + self.bias.flatten()
-        return self._split_heads(picked, width)
+        return self._for_kernels(self._pick_queries(shared), width)
 
     def keys(self, shared: Tensor, width: int) -> Tensor:  # noqa: D102
-        return self._split_heads(self._pick(shared, self.index.flatten()), width)
+        return self._for_kernels(self._pick(shared), width)
+
+    def queries_and_keys(  # noqa: D102
+        self, query: Tensor, key: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        both = self._pick_queries(query).to(dtype), self._pick(key).to(dtype)
+        return both[0].transpose(2, 3), both[1].transpose(2, 3)
 
     @property
     def derives_keys(self) -> bool:  # noqa: D102
         return True
 
-    def _pick(self, shared: Tensor, index: Tensor) -> Tensor:
-        # The column of zeros that is appended last is the one that index -1 reads.
-        columns = F.pad(shared, (0, 1))
-        index = index % columns.shape[-1]
-        if shared.device.type == "cpu" and shared.element_size() < 4:
-            # Torch gathers 4-byte numbers with vector instructions and 2-byte ones singly, six times slower.
-            return columns.float().index_select(-1, index).to(shared.dtype)
-        return columns.index_select(-1, index)
+    def _for_kernels(self, picked: Tensor, width: int) -> Tensor:
+        # Kernels want the numbers of one token next to each other.
+        return _pad(picked.transpose(2, 3), width).contiguous()
+
+    def _pick_queries(self, shared: Tensor) -> Tensor:
+        picked = self._pick(shared)
+        if self.weight is not None:
+            picked = picked * self.weight.unsqueeze(2)
+        return picked if self.bias is None else picked + self.bias.unsqueeze(2)
+
+    def _pick(self, shared: Tensor) -> Tensor:
+        """(B, T, R) -> (B, H, W, T): all tokens of a dimension are copied at a time, not one number."""
+        # The row of zeros that is appended last is the one that index -1 reads.
+        rows = F.pad(shared.transpose(1, 2), (0, 0, 0, 1))
+        picked = rows.index_select(1, self.index.flatten() % rows.shape[1])
+        return picked.view(shared.shape[0], self.num_heads, self.score_width, -1)
 
     def query_maps(self) -> Tensor:  # noqa: D102
         maps = self.key_maps()
@@ -244,6 +268,16 @@ class CoreMixing(Mixing):
         grouped = _pad(shared.unflatten(-1, (self.key_groups, -1)), width).transpose(1, 2)
         return grouped.index_select(1, self.group)
 
+    def queries_and_keys(  # noqa: D102
+        self, query: Tensor, key: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        if not _prefers_weights_first(query):
+            return super().queries_and_keys(query, key, dtype)
+        queries = _weights_first(self._full_query_core(), query, dtype, self.bias)
+        if self.key_core is None:
+            return queries, self.keys(key, self.score_width).to(dtype)
+        return queries, _weights_first(self.key_core, key, dtype)
+
     @property
     def derives_keys(self) -> bool:  # noqa: D102
         return self.key_core is not None
@@ -261,6 +295,47 @@ class CoreMixing(Mixing):
         return by_group.index_select(0, self.group)
 
 
+class TiedCoreMixing(Mixing):
+    """tied tucker: each head reads the one shared projection through two cores, for queries and for keys.
+
+    Args:
+        plan: the layer's form.
+        num_heads: number of heads.
+
+    Attributes:
+        core: (2, num_heads, score_width, rank), P_h^T and then Q_h^T: together, so that one product serves.
+    """
+
+    def __init__(self, plan: LayerPlan, num_heads: int) -> None:
+        super().__init__(plan, num_heads)
+        self.core = nn.Parameter(torch.empty(2, num_heads, plan.score_width, plan.query_rank))
+
+    def queries(self, shared: Tensor, width: int) -> Tensor:  # noqa: D102
+        bias = None if self.bias is None else self.bias.view(-1)
+        return self._split_heads(F.linear(shared, self.core[0].view(-1, self.query_rank), bias), width)
+
+    def keys(self, shared: Tensor, width: int) -> Tensor:  # noqa: D102
+        return self._split_heads(F.linear(shared, self.core[1].view(-1, self.key_rank)), width)
+
+    def queries_and_keys(  # noqa: D102
+        self, query: Tensor, key: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        if key is not query or not _prefers_weights_first(query):
+            return super().queries_and_keys(query, key, dtype)
+        queries, keys = _weights_first(self.core, query, dtype, self.bias).unbind(1)
+        return queries, keys
+
+    @property
+    def derives_keys(self) -> bool:  # noqa: D102
+        return True
+
+    def query_maps(self) -> Tensor:  # noqa: D102
+        return self.core[0].transpose(1, 2)
+
+    def key_maps(self) -> Tensor:  # noqa: D102
+        return self.core[1].transpose(1, 2)
+
+
 def build_mixing(plan: LayerPlan, num_heads: int) -> Mixing:
     """The uninitialised mixing that a plan asks for.
 
@@ -273,6 +348,8 @@ def build_mixing(plan: LayerPlan, num_heads: int) -> Mixing:
     """
     if plan.method == "copy":
         return CopyMixing(plan, num_heads)
+    if plan.tied and plan.narrows_keys:
+        return TiedCoreMixing(plan, num_heads)
     if plan.method == "tucker":
         return CoreMixing(plan, num_heads)
     if plan.method == "cp" and plan.score_width == plan.query_rank:
@@ -283,3 +360,24 @@ def build_mixing(plan: LayerPlan, num_heads: int) -> Mixing:
 def _pad(x: Tensor, width: int) -> Tensor:
     missing = width - x.shape[-1]
     return F.pad(x, (0, missing)) if missing else x
+
+
+def _prefers_weights_first(tokens: Tensor) -> bool:
+    """Whether weights times tokens, on a CPU, is faster than tokens times weights."""
+    # In half precision the weights would be put in order anew for each of several samples.
+    return is_native(tokens.dtype) and (len(tokens) == 1 or tokens.element_size() > 2)
+
+
+def _weights_first(core: Tensor, shared: Tensor, dtype: torch.dtype, bias: Tensor | None = None) -> Tensor:
+    """Cores (..., W, R) times tokens (B, T, R): (B, ..., T, W), each head's numbers together in memory.
+
+    A bias is added to as many rows of the cores as it has numbers.
+    """
+    batch, length, rank = shared.shape
+    maps, columns = core.reshape(-1, rank), shared.transpose(1, 2)
+    # (H*W, R) times (B, R, T); one sample's product begins sooner when it is not one of a batch.
+    flat = torch.mm(maps, columns[0]) if batch == 1 else torch.bmm(maps.expand(batch, -1, -1), columns)
+    flat = flat.to(dtype)
+    if bias is not None:
+        flat.narrow(-2, 0, bias.numel()).add_(bias.view(-1, 1))
+    return flat.view(batch, *core.shape[:-1], length).transpose(-1, -2)

@@ -11,6 +11,7 @@ This file ships with saved checkpoints: it imports torch alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -22,9 +23,8 @@ _PIECE_BYTES = 2 << 20
 # The same where gradients are followed: from length 512 on, pieces of 2 MiB cost a training step about 10 %
 # more, and so do those of 16 MiB.
 _TRAINING_BYTES = 8 << 20
-# Fewer tokens than these, in all samples, are served better by the stock kernel in half precision, where a
-# product costs some 20 microseconds before it begins: up to a tenth of a layer's time at 16 tokens. In
-# float32 a layer takes up to 7 % less time with pieces, from one token on.
+# Fewer tokens than these, in all samples, are attended in float32: a product in half precision costs some
+# 20 microseconds before it begins.
 _FEW_TOKENS = 64
 
 
@@ -49,11 +49,12 @@ def add_to_mask(bias: Tensor, mask: Tensor | None, query_length: int, causal: bo
     return _added(bias, mask)
 
 
-def prefers_pieces(query: Tensor, score_width: int, head_width: int, dropout: float) -> bool:
+def prefers_pieces(query: Tensor, key_length: int, score_width: int, head_width: int, dropout: float) -> bool:
     """Whether `attend_` may serve, and is faster than what else there is.
 
     Args:
         query: shared queries, (B, T, R).
+        key_length: S.
         score_width: W.
         head_width: V.
         dropout: probability of dropping an attention weight.
@@ -67,22 +68,67 @@ def prefers_pieces(query: Tensor, score_width: int, head_width: int, dropout: fl
     if torch.is_autocast_enabled("cpu"):
         return False
     if query.element_size() == 2:
-        return query.shape[:2].numel() >= _FEW_TOKENS
+        # A few queries of many keys: neither dtype of pieces is as fast as the kernel.
+        batch, length, _ = query.shape
+        return batch * length >= _FEW_TOKENS or batch * key_length < _FEW_TOKENS
     # At equal widths nothing is padded, and the stock kernel is up to a tenth faster in float32.
     return score_width != head_width
 
 
-def sample_slices(batch: int, sample_bytes: int) -> Iterator[slice]:
-    """Parts of a batch whose queries stay in the cache until they are used.
+def product_dtype(dtype: torch.dtype, tokens: int) -> torch.dtype:
+    """The dtype in which `attend_` is fastest.
 
     Args:
-        batch: number of samples.
+        dtype: that of queries, keys and values.
+        tokens: keys of all samples.
+
+    Returns:
+        float32 for a few tokens in half precision, or where the CPU does not have that; else the same.
+    """
+    few = dtype.itemsize == 2 and tokens < _FEW_TOKENS
+    return torch.float32 if few or not is_native(dtype) else dtype
+
+
+@cache
+def is_native(dtype: torch.dtype) -> bool:
+    """Whether the CPU multiplies a dtype itself.
+
+    Args:
+        dtype: a floating-point one.
+
+    Returns:
+        False for half precision that is computed in float32.
+    """
+    name = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype)
+    return name is None or bool(getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported")())
+
+
+def samples_at_once(sample_bytes: int) -> int:
+    """How many samples' queries stay in the cache until they are used.
+
+    Args:
         sample_bytes: size of one sample's queries.
 
-    Yields:
-        Slices of the batch, in order, equal but for the last.
+    Returns:
+        At least 1.
     """
-    yield from _slices(batch, _piece_bytes() // sample_bytes)
+    return max(1, _piece_bytes() // sample_bytes)
+
+
+def even_slices(total: int, most: int) -> Iterator[slice]:
+    """Slices of a whole, in order, equal but for the last.
+
+    Args:
+        total: size of the whole.
+        most: greatest size of a slice; less than 1 counts as 1.
+
+    Yields:
+        As few slices as that allows.
+    """
+    parts = max(1, -(-total // max(1, most)))
+    size = max(1, -(-total // parts))
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))
 
 
 def attend_(
@@ -99,10 +145,11 @@ def attend_(
     """Fill the output with softmax(query key^T * scaling + bias + mask) value, a piece of scores at a time.
 
     Args:
-        output: (B, T, H, V); zeros where a query may attend nothing, as torch's own kernels give.
-        query: (B, H, T, W).
-        key: (B, G, S, W).
-        value: (B, H, S, V).
+        output: (B, T, H, V), of any dtype; zeros where a query may attend nothing, as torch's own kernels
+            give.
+        query: (B, H, T, W), in the dtype of all products.
+        key: (B, G, S, W), the same.
+        value: (B, H, S, V), the same.
         scaling: factor of the scores.
         mask: None, boolean (True attends) or additive, broadcastable to (B, H, T, S).
         bias: content bias of (B, H, 1, S), already scaled.
@@ -111,11 +158,10 @@ def attend_(
     batch, heads, length, _ = query.shape
     mask = four_dimensional(mask)
     causal = causal and mask is None and length > 1
-    dtype = _working_dtype(query.dtype)
-    rows_at_once = _piece_bytes() // (key.shape[2] * dtype.itemsize)
+    rows_at_once = _piece_bytes() // (key.shape[2] * query.element_size())
     if batch * heads * length <= rows_at_once:
         # Slices of all of it would take a third of a short input's time.
-        _attend_piece_(output, query, key, value, scaling, mask, bias, 0 if causal else None, dtype)
+        _attend_piece_(output, query, key, value, scaling, mask, bias, 0 if causal else None)
     else:
         for piece in _pieces(batch, heads, length, rows_at_once):
             samples, some, rows = piece
@@ -128,7 +174,6 @@ def attend_(
                 part_of(mask, *piece),
                 part_of(bias, samples, some),
                 rows.start if causal else None,
-                dtype,
             )
     blocked = _blocked(mask)
     if blocked is not None:
@@ -222,29 +267,13 @@ def _piece_bytes() -> int:
     return _PIECE_BYTES * torch.get_num_threads()
 
 
-def _working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of products: float32 where the CPU multiplies a half-precision one slowly."""
-    native = {torch.bfloat16: "bf16", torch.float16: "fp16"}
-    if dtype not in native:
-        return dtype
-    supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{native[dtype]}_supported")()
-    return dtype if supported else torch.float32
-
-
-def _slices(total: int, most: int) -> Iterator[slice]:
-    parts = max(1, -(-total // max(1, most)))
-    size = max(1, -(-total // parts))
-    for start in range(0, total, size):
-        yield slice(start, min(start + size, total))
-
-
 def _pieces(batch: int, heads: int, length: int, rows_at_once: int) -> Iterator[tuple[slice, slice, slice]]:
     """Samples, heads and queries of each piece: whole samples, else whole heads of one, else some queries."""
     # A product of fewer than 16 queries is slow however well it fits the cache.
     rows = max(16, rows_at_once)
-    for samples in _slices(batch, rows // (heads * length)):
-        for some in _slices(heads, rows // length):
-            for chosen in _slices(length, rows):
+    for samples in even_slices(batch, rows // (heads * length)):
+        for some in even_slices(heads, rows // length):
+            for chosen in even_slices(length, rows):
                 yield samples, some, chosen
 
 
@@ -257,7 +286,6 @@ def _attend_piece_(
     mask: Tensor | None,
     bias: Tensor | None,
     first: int | None,
-    dtype: torch.dtype,
 ) -> None:
     """`attend_` of all queries at once; of a causal mask, `first` is where the first query stands."""
     batch, heads, length, width = query.shape
@@ -266,8 +294,6 @@ def _attend_piece_(
         key, value, bias = key[:, :, :seen], value[:, :, :seen], None if bias is None else bias[..., :seen]
         mask = _lower_triangle(slice(first, seen), key.device)
     added = bias if mask is None else _added(bias, mask)
-    if query.dtype != dtype:
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     shape = (batch, heads, length, key.shape[2])
     if key.shape[1] == 1:
         # One product for all heads: (B, H, T, W) -> (B, H*T, W)

@@ -134,13 +134,30 @@ def test_pieces_and_the_stock_kernel(
         torch.testing.assert_close(got.double(), expected, rtol=0, atol=TOLERANCE[dtype])
 
 
-def test_half_precision_without_instructions_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products are then in float32, which is exact but for the rounding of the result."""
+def test_products_of_half_precision_in_float32() -> None:
+    """Exact but for the rounding of the result."""
     query, key, value, _ = tensors(H, torch.bfloat16)
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    got, expected = in_pieces(query, key, value, None), reference(query, key, value, None)
+    output = value.new_empty(B, T, H, V)
+    attend_(output, query.float(), key.float(), value.float(), SCALING)
     # Rounding to eight bits, twice the half unit for sums of float32 that fall on the other side.
-    torch.testing.assert_close(got.double(), expected, rtol=2**-8, atol=1e-5)
+    torch.testing.assert_close(output.double(), reference(query, key, value, None), rtol=2**-8, atol=1e-5)
+
+
+def test_dtype_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    for dtype in TOLERANCE:
+        few, many = pieces.product_dtype(dtype, 63), pieces.product_dtype(dtype, 64)
+        if dtype.itemsize > 2:
+            assert few == many == dtype
+        else:
+            assert few == torch.float32
+            assert many == (dtype if pieces.is_native(dtype) else torch.float32)
+    asked_anew = pieces.is_native.__wrapped__
+    for supported in (False, True):
+        monkeypatch.setattr(
+            torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda supported=supported: supported
+        )
+        assert asked_anew(torch.bfloat16) == supported
+        assert asked_anew(torch.float32)
 
 
 def test_pieces_hold_everything_once() -> None:
@@ -172,19 +189,20 @@ def test_pieces_of_known_lengths() -> None:
 
 def test_where_pieces_are_preferred() -> None:
     long, half = torch.empty(1, 64, 8), torch.empty(1, 64, 8, dtype=torch.bfloat16)
-    assert not prefers_pieces(long, 32, 64, 0.0)  # gradients are followed
+    assert not prefers_pieces(long, 64, 32, 64, 0.0)  # gradients are followed
     with torch.no_grad():
-        assert prefers_pieces(long, 32, 64, 0.0)
-        assert prefers_pieces(long, 184, 64, 0.0)
-        assert prefers_pieces(half, 64, 64, 0.0)
-        assert not prefers_pieces(long, 64, 64, 0.0)  # nothing to pad
-        assert prefers_pieces(long[:, :1], 32, 64, 0.0)
-        assert not prefers_pieces(half[:, :63], 32, 64, 0.0)
-        assert prefers_pieces(half.view(8, 8, 8), 32, 64, 0.0)
-        assert not prefers_pieces(long, 32, 64, 0.1)
-        assert not prefers_pieces(long.to("meta"), 32, 64, 0.0)
+        assert prefers_pieces(long, 64, 32, 64, 0.0)
+        assert prefers_pieces(long, 64, 184, 64, 0.0)
+        assert prefers_pieces(half, 64, 64, 64, 0.0)
+        assert not prefers_pieces(long, 64, 64, 64, 0.0)  # nothing to pad
+        assert prefers_pieces(long[:, :1], 64, 32, 64, 0.0)
+        assert not prefers_pieces(half[:, :63], 64, 32, 64, 0.0)  # few queries, many keys
+        assert prefers_pieces(half[:, :63], 63, 32, 64, 0.0)
+        assert prefers_pieces(half.view(8, 8, 8), 8, 32, 64, 0.0)
+        assert not prefers_pieces(long, 64, 32, 64, 0.1)
+        assert not prefers_pieces(long.to("meta"), 64, 32, 64, 0.0)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert not prefers_pieces(long, 32, 64, 0.0)
+            assert not prefers_pieces(long, 64, 32, 64, 0.0)
 
 
 def test_what_pieces_take_is_counted_and_small(tiny_bert: Callable[..., Any], monkeypatch: Any) -> None:

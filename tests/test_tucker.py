@@ -19,12 +19,16 @@ PLAIN, NARROWED = TuckerRanks(10, 7, 7), TuckerRanks(12, 10, 4)
 TIED, TIED_WHOLE = TuckerRanks(10, 10, 4, tied=True), TuckerRanks(6, 6, 6, tied=True)
 
 
+def maps(mixing):
+    """P_h Q_h^T of a solution without key groups, (H, query_rank, key_rank)."""
+    if "core" in mixing:
+        return mixing["core"][0].mT @ mixing["core"][1]
+    return mixing["query_core"].mT @ mixing.get("key_core", torch.eye(mixing["query_core"].shape[1]).double())
+
+
 def expand(solution):
     """T^ of a solution without key groups."""
-    left = solution.mixing["query_core"].mT
-    if "key_core" in solution.mixing:
-        left = left @ solution.mixing["key_core"]
-    return solution.shared_query @ left @ solution.shared_key.T
+    return solution.shared_query @ maps(solution.mixing) @ solution.shared_key.T
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -90,7 +94,7 @@ def test_full_rank_is_exact(ranks, bias):
 
 def test_core_slices_have_the_score_width_as_rank():
     solution = decompose_tucker(random_scores(bias=False), NARROWED)
-    ranks = torch.linalg.matrix_rank(solution.mixing["query_core"].mT @ solution.mixing["key_core"])
+    ranks = torch.linalg.matrix_rank(maps(solution.mixing))
     assert ranks.tolist() == [4, 4, 4, 4]
 
 
@@ -143,8 +147,7 @@ class TestTied:
         scores = random_scores(bias=False)
         solution = decompose_tucker(scores, TIED, max_sweeps=500, tol=1e-12)
         basis = solution.shared_query.clone().requires_grad_()
-        maps = solution.mixing["query_core"].mT @ solution.mixing["key_core"]
-        loss = (scores.to_dense() - basis @ maps @ basis.T).square().sum()
+        loss = (scores.to_dense() - basis @ maps(solution.mixing) @ basis.T).square().sum()
         (gradient,) = torch.autograd.grad(loss, basis)
         # Steps are kept while the error falls, which it does by the square of the gradient.
         assert gradient.norm() < 1e-3 * float(scores.squared_norm)

@@ -102,7 +102,7 @@ def decompose_tucker(
 
     Returns:
         Factors with orthonormal shared projections and `mixing["query_core"]`, and `mixing["key_core"]`
-        where ranks.score < ranks.key.
+        where ranks.score < ranks.key; tied, the two are stacked in `mixing["core"]`.
 
     Source:
         De Lathauwer, De Moor & Vandewalle 2000, for HOOI; the truncation of the core slices is the same
@@ -159,6 +159,7 @@ def _cores(
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """The mixing's cores (H, w, R), and c_h (H, w) where there is a content bias."""
     left, right = core_factors(scores, query, key)
+    size = query.shape[1]
     if ranks.narrowed:
         u, values, v = product_svd(left, right)
         scale = values.sqrt().unsqueeze(1)  # shared out evenly, so that both cores train alike
@@ -166,9 +167,9 @@ def _cores(
         # A core slice of lower rank than asked for (head_dim < score_width) is padded with zeros.
         missing = max(0, ranks.score - values.shape[1])
         left, right = (torch.nn.functional.pad(x[..., : ranks.score], (0, missing)) for x in (left, right))
-        cores = {"key_core": right.mT.contiguous()}
+        both = {"query_core": left[:, :size].mT.contiguous(), "key_core": right.mT.contiguous()}
+        cores = {"core": torch.stack([*both.values()])} if ranks.tied else both
     else:
-        left, cores = left @ right.mT, {}
-    size = query.shape[1]
-    cores["query_core"] = left[:, :size].mT.contiguous()
+        left = left @ right.mT
+        cores = {"query_core": left[:, :size].mT.contiguous()}
     return cores, None if scores.query_bias is None else left[:, size].contiguous()
