@@ -34,18 +34,18 @@ def test_scores_are_those_of_the_expanded_factors(name, content_bias, width, gra
 
 
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(("batch", "length"), [(1, 5), (1, 17), (2, 5), (2, 17)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("content_bias", ["exact", "folded"])
 @pytest.mark.parametrize("name", PLANS)
 @torch.no_grad()
-def test_queries_and_keys_at_once_are_those_one_by_one(name, content_bias, dtype, batch, shared):
+def test_queries_and_keys_at_once_are_those_one_by_one(name, content_bias, dtype, batch, length, shared):
     """Whichever factor comes first; tied forms from one tensor or from two, as a cache gives them."""
     factors = decompose(random_scores(), replace(PLANS[name], content_bias=content_bias))
     mixing, width = factors.mixing, factors.plan.score_width
     if mixing.bias is not None:
         mixing.bias.normal_()
-    query = torch.randn(batch, LENGTH, factors.plan.query_rank).to(dtype)
+    query = torch.randn(batch, length, factors.plan.query_rank).to(dtype)
     key = query if shared and factors.plan.tied else torch.randn(batch, 7, factors.plan.key_rank).to(dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     mixing.to(dtype).double()  # the rounded factors, in products that round no more
