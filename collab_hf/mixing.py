@@ -367,23 +367,18 @@ def _pad(x: Tensor, width: int) -> Tensor:
 
 
 def _prefers_weights_first(tokens: Tensor) -> bool:
-    """Whether weights times tokens, on a CPU, is faster than tokens times weights."""
-    if tokens.element_size() > 2:
-        return tokens.shape[1] >= _THIN
-    # In half precision the weights would be put in order anew for each of several samples.
-    return len(tokens) == 1 and is_native(tokens.dtype)
+    """Whether weights times tokens, on a CPU, is faster than tokens times weights: for one sample it is."""
+    samples, length, _ = tokens.shape
+    return samples == 1 and (length >= _THIN if tokens.element_size() > 2 else is_native(tokens.dtype))
 
 
 def _weights_first(core: Tensor, shared: Tensor, dtype: torch.dtype, bias: Tensor | None = None) -> Tensor:
-    """Cores (..., W, R) times tokens (B, T, R): (B, ..., T, W), each head's numbers together in memory.
+    """Cores (..., W, R) times the tokens of one sample (1, T, R): (1, ..., T, W), a head's numbers together.
 
-    A bias is added to as many rows of the cores as it has numbers.
+    A bias is added to the first rows of the cores, as many as it has numbers.
     """
-    batch, length, rank = shared.shape
-    maps, columns = core.reshape(-1, rank), shared.transpose(1, 2)
-    # (H*W, R) times (B, R, T); one sample's product begins sooner when it is not one of a batch.
-    flat = torch.mm(maps, columns[0]) if batch == 1 else torch.bmm(maps.expand(batch, -1, -1), columns)
-    flat = flat.to(dtype)
+    # (H*W, R) times (R, T)
+    flat = torch.mm(core.reshape(-1, core.shape[-1]), shared[0].t()).to(dtype)
     if bias is not None:
-        flat.narrow(-2, 0, bias.numel()).add_(bias.view(-1, 1))
-    return flat.view(batch, *core.shape[:-1], length).transpose(-1, -2)
+        flat[: bias.numel()].add_(bias.view(-1, 1))
+    return flat.view(1, *core.shape[:-1], -1).transpose(-1, -2)
