@@ -2,7 +2,10 @@
 
     python scripts/bench_speed.py              about ten minutes on two quiet cores
     python scripts/bench_speed.py --full       every shape, method, budget, length and batch: hours
-    python scripts/bench_speed.py --seconds 0.01 --only models --out /tmp/speed
+    python scripts/bench_speed.py --only models --seconds 2
+    python scripts/bench_speed.py --seconds 0.01 --out /tmp/speed
+
+A group that is measured alone takes its place among the tables that are there, if they are of this machine.
 
 Every ratio is a median of paired times, taken in turns; see collab_hf/bench.py.
 """
@@ -216,23 +219,25 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     settings = Settings(given.seconds, given.full)
-    rows = []
+    where = {
+        "machine": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": given.threads,
+        "torch": torch.__version__,
+    }
+    file = given.out / "speed.json"
+    before = json.loads(file.read_text()) if file.exists() else {}
+    # What was measured elsewhere can't stand beside what is measured now.
+    groups = before["groups"] if all(before.get(name) == value for name, value in where.items()) else {}
     for name in given.only or GROUPS:
+        rows = []
         for row in GROUPS[name](settings):
             print(name, row.dtype, f"{row.length}x{row.batch}", row.method, row.budget, row.timing.latency)
             sys.stdout.flush()
             rows.append(row.to_dict())
-    values = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
-        "threads": given.threads,
-        "torch": torch.__version__,
-        "full": given.full,
-        "memory_ratio": memory(),
-        "rows": rows,
-    }
+        groups[name] = {"date": datetime.now(UTC).date().isoformat(), **asdict(settings), "rows": rows}
+    values = {**where, "memory_ratio": memory(), "groups": groups}
     given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "speed.json").write_text(json.dumps(values, indent=1) + "\n")
+    file.write_text(json.dumps(values, indent=1) + "\n")
     speed_tables.write(values, given.out / "speed.md")
 
 

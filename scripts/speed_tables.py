@@ -15,6 +15,7 @@ TITLES = {
     "models": "Whole model: embeddings and two layers of the BERT-base shape",
 }
 TARGETS = {"fp32": 0.80, "bf16": 0.88}
+_BUDGETS = ("", "half", "quarter", "eighth")  # what is kept; the ceiling keeps nothing
 
 _Row = dict[str, Any]
 
@@ -41,17 +42,16 @@ def tables(values: dict[str, Any]) -> str:
     Returns:
         Paragraphs and tables that end in a newline.
     """
-    extent = "the whole grid" if values["full"] else "the short grid"
     memory = ", ".join(f"{ratio:.2f} in {dtype}" for dtype, ratio in values["memory_ratio"].items())
     parts = [
-        f"Measured on {values['date']}: {values['machine']}, {values['threads']} threads, torch "
-        f"{values['torch']}, {extent}. Peak activation memory of the default block at length 512 over dense: "
-        f"{memory}.\n"
+        f"Measured with {values['machine']}, {values['threads']} threads, torch {values['torch']}. Peak "
+        f"activation memory of the default block at length 512 over dense: {memory}.\n"
     ]
-    for group, title in TITLES.items():
-        rows = [row for row in values["rows"] if row["group"] == group]
-        if rows:
-            parts.append(f"## {title}\n\n{_GROUPS[group](rows)}")
+    for name, title in TITLES.items():
+        if group := values["groups"].get(name):
+            extent = "whole grid (`--full`)" if group["full"] else "short grid"
+            how = f"{group['date']}, {extent}, `--only {name} --seconds {group['seconds']:g}`."
+            parts.append(f"## {title}\n\n{how}\n\n{_GROUPS[name](group['rows'])}")
     return "\n".join(parts)
 
 
@@ -81,19 +81,19 @@ def _blocks(rows: list[_Row]) -> str:
 
 
 def _methods(rows: list[_Row]) -> str:
-    cases = sorted({_case(row) for row in rows}, key=lambda case: (case[1] != "fp32", case[2], case[3]))
-    header = ["keeps", "method", "ranks", *(f"{dtype} {length}x{batch}" for _, dtype, length, batch in cases)]
-    forms = dict.fromkeys((row["budget"], row["method"], row["ranks"]) for row in rows)
-    lines = []
-    for form in forms:
-        cells = {
-            _case(row): _shown(row, spread=False)
-            for row in rows
-            if (row["budget"], row["method"], row["ranks"]) == form
-        }
-        lines.append([*form, *(cells.get(case, "") for case in cases)])
-    note = "Time over dense; length x batch. `-`: no difference measured.\n\n"
-    return note + _table(header, lines)
+    parts = ["Time over dense, by length. `-`: no difference measured.\n"]
+    for dtype in dict.fromkeys(row["dtype"] for row in rows):
+        chosen = [row for row in rows if row["dtype"] == dtype]
+        lengths = sorted({row["length"] for row in chosen})
+        forms: dict[tuple[str, ...], dict[int, str]] = {}
+        for row in chosen:
+            form = row["budget"], row["method"], row["ranks"], str(row["batch"])
+            forms.setdefault(form, {})[row["length"]] = _shown(row, spread=False)
+        methods = list(dict.fromkeys(row["method"] for row in chosen))
+        lines = [[*form, *(cells.get(length, "") for length in lengths)] for form, cells in forms.items()]
+        lines.sort(key=lambda line: (_BUDGETS.index(line[0]), methods.index(line[1]), int(line[3])))
+        parts.append(_table(["keeps", "method", "ranks", f"{dtype}, batch", *map(str, lengths)], lines))
+    return "\n".join(parts)
 
 
 def _shapes(rows: list[_Row]) -> str:
