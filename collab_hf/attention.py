@@ -94,8 +94,8 @@ class CollabAttention(nn.Module):
         if backend == "sdpa" and mask is None and causal and length > 1 and key.shape[1] > length:
             # Prefill of a static cache: the host reads the first keys alone, one per query.
             key, value = key[:, :length], value[:, :length]
-        # (B, S, H*V) -> (B, H, S, V)
-        value = value.view(*value.shape[:2], heads, -1).transpose(1, 2)
+        batch, keys, _ = value.shape
+        value = value.view(batch, keys, heads, -1).transpose(1, 2)  # (B, S, H*V) -> (B, H, S, V)
         if plan.content_bias == "exact":
             # (B, S, H) -> (B, H, 1, S)
             key, bias = key[..., : plan.key_rank], key[..., plan.key_rank :].transpose(1, 2).unsqueeze(2)
@@ -104,7 +104,7 @@ class CollabAttention(nn.Module):
             query, key = mixing.latent_queries(query), key.unsqueeze(1)
             output = self._wide(query, key, value, bias, mask, False)
         elif backend == "sdpa" and prefers_pieces(
-            query, key.shape[1], plan.score_width, value.shape[-1], self._dropout()
+            query, keys, plan.score_width, value.shape[-1], self._dropout()
         ):
             output = self._in_pieces(query, key, value, bias, mask, causal)
         elif plan.score_width > value.shape[-1] and backend != "eager":

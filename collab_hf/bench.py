@@ -20,8 +20,9 @@ from .export import example_inputs
 
 # Quartiles of fewer pairs say nothing; more than this many change no second decimal.
 MIN_PAIRS, MAX_PAIRS = 9, 400
-# A turn repeats a short call for about so long. Else most of what a call of a millisecond shows is whether
-# the turn before has left its weights in the cache: at 16 tokens, quartiles of ratios lay up to 0.4 apart.
+# A turn repeats a short call for about so long, and once before that. Else most of what a call of a
+# millisecond shows is whether the turn before has left its weights in the cache: at 16 tokens, quartiles of
+# ratios lay up to 0.4 apart.
 _TURN_SECONDS = 0.02
 
 Call = Callable[[], Any]
@@ -262,7 +263,9 @@ def forward_call(model: PreTrainedModel, case: Case) -> Call:
 
 
 def _time(call: Call, repeats: int = 1) -> float:
-    """Seconds of one call, the mean of several in a row."""
+    """Seconds of one call, the mean of several in a row, which follow one that is not timed."""
+    if repeats > 1:
+        call()
     start = time.perf_counter()
     for _ in range(repeats):
         call()

@@ -62,7 +62,7 @@ def prefers_pieces(query: Tensor, key_length: int, score_width: int, head_width:
     Returns:
         False off the CPU, in a graph, and with gradients, dropout or autocast.
     """
-    if query.device.type != "cpu" or dropout or torch.is_grad_enabled() or _is_traced():
+    if not query.is_cpu or dropout or torch.is_grad_enabled() or _is_traced():
         return False
     # Autocast leaves operations that write in place alone, so their operands could differ in dtype.
     if torch.is_autocast_enabled("cpu"):

@@ -75,8 +75,10 @@ class Row:
     timing: Timing
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {**asdict(self), "measured": self.timing.latency.measured}
+        """Plain values, times and ratios to four digits."""
+        values = {**asdict(self), "measured": self.timing.latency.measured}
+        rounded: dict[str, Any] = json.loads(json.dumps(values), parse_float=_rounded)
+        return rounded
 
 
 def blocks(settings: Settings) -> Iterator[Row]:
@@ -141,6 +143,10 @@ def models(settings: Settings) -> Iterator[Row]:
 
 GROUPS = {"blocks": blocks, "methods": methods, "shapes": shapes, "training": training, "models": models}
 _Key = tuple[str, str, str]  # method, budget, ranks
+
+
+def _rounded(digits: str) -> float:
+    return float(f"{float(digits):.4g}")
 
 
 def _blocks(shape: Shape, dtype: str, budgets: dict[str, float], names: tuple[str, ...]) -> dict[_Key, Block]:
@@ -237,7 +243,8 @@ def main() -> None:
         groups[name] = {"date": datetime.now(UTC).date().isoformat(), **asdict(settings), "rows": rows}
     values = {**where, "memory_ratio": memory(), "groups": groups}
     given.out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(values, indent=1) + "\n")
+    # A row a line.
+    file.write_text(json.dumps(values).replace('{"group"', '\n{"group"') + "\n")
     speed_tables.write(values, given.out / "speed.md")
 
 
