@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -33,31 +34,30 @@ def test_scores_are_those_of_the_expanded_factors(name, content_bias, width, gra
     assert torch.allclose(scores, expected, atol=1e-10)
 
 
-@pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize(("batch", "length"), [(1, 5), (1, 17), (2, 5), (2, 17)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("content_bias", ["exact", "folded"])
 @pytest.mark.parametrize("name", PLANS)
 @torch.no_grad()
-def test_queries_and_keys_at_once_are_those_one_by_one(name, content_bias, dtype, batch, length, shared):
+def test_queries_and_keys_at_once_are_those_one_by_one(name, content_bias, dtype):
     """Whichever factor comes first; tied forms from one tensor or from two, as a cache gives them."""
-    factors = decompose(random_scores(), replace(PLANS[name], content_bias=content_bias))
-    mixing, width = factors.mixing, factors.plan.score_width
+    plan = replace(PLANS[name], content_bias=content_bias)
+    mixing = decompose(random_scores(), plan).mixing
     if mixing.bias is not None:
         mixing.bias.normal_()
-    query = torch.randn(batch, length, factors.plan.query_rank).to(dtype)
-    key = query if shared and factors.plan.tied else torch.randn(batch, 7, factors.plan.key_rank).to(dtype)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    mixing.to(dtype).double()  # the rounded factors, in products that round no more
-    expected = mixing.queries(query.double(), width), mixing.keys(key.double(), width)
-    mixing.to(dtype)
-    for result in (dtype, wide):
-        for got, want in zip(mixing.queries_and_keys(query, key, result), expected, strict=True):
-            assert got.dtype == result
-            # Sums of ten numbers of the order of one, rounded to the dtype, and with a bias once more; in
-            # float64 the products that are compared with round as much.
-            tolerance = max(16 * torch.finfo(dtype).eps, 1e-13)
-            torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
+    # Sums of ten numbers of the order of one, rounded to the dtype, and with a bias once more; in float64 the
+    # products that are compared with round as much.
+    tolerance = max(16 * torch.finfo(dtype).eps, 1e-13)
+    for batch, length, shared in itertools.product((1, 2), (5, 17), (False, True)):
+        query = torch.randn(batch, length, plan.query_rank).to(dtype)
+        key = query if shared and plan.tied else torch.randn(batch, 7, plan.key_rank).to(dtype)
+        mixing.to(dtype).double()  # the rounded factors, in products that round no more
+        width = plan.score_width
+        expected = mixing.queries(query.double(), width), mixing.keys(key.double(), width)
+        mixing.to(dtype)
+        for result in (dtype, torch.float64 if dtype == torch.float64 else torch.float32):
+            for got, want in zip(mixing.queries_and_keys(query, key, result), expected, strict=True):
+                assert got.dtype == result
+                torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", PLANS)
