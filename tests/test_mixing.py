@@ -40,8 +40,8 @@ def test_scores_are_those_of_the_expanded_factors(name, content_bias, width, gra
 @torch.no_grad()
 def test_queries_and_keys_at_once_are_those_one_by_one(name, content_bias, dtype):
     """Whichever factor comes first; tied forms from one tensor or from two, as a cache gives them."""
-    plan = replace(PLANS[name], content_bias=content_bias)
-    mixing = decompose(random_scores(), plan).mixing
+    factors = decompose(random_scores(), replace(PLANS[name], content_bias=content_bias))
+    mixing, plan = factors.mixing, factors.plan
     if mixing.bias is not None:
         mixing.bias.normal_()
     # Sums of ten numbers of the order of one, rounded to the dtype, and with a bias once more; in float64 the
