@@ -212,7 +212,7 @@ class CollabAttention(nn.Module):
 
     def _finish(self, output: Tensor, source: Tensor) -> Tensor:
         family = self.collab_family
-        if family.output:
+        if family.ending != "none":
             output = getattr(self, family.output)(output)
         if family.ending == "albert":
             host: Any = self
