@@ -117,7 +117,9 @@ FAMILIES: dict[str, Family] = {
 
 @dataclass(frozen=True)
 class FeedForward:
-    """Names of one host feed-forward's attributes: down(activation(up(x))), or down(activation(gate(x)) * up(x)).
+    """Names of one host feed-forward's attributes.
+
+    It computes down(activation(up(x))), or down(activation(gate(x)) * up(x)).
 
     Paths lead from the module that holds the projections down; `..` in front leads to the one around it.
 
