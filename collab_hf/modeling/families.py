@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from .plan import AttentionShape
+from .shapes import AttentionShape
 
 
 @dataclass(frozen=True)
