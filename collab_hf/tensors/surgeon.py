@@ -133,7 +133,7 @@ def removal_path(
         raise RankError(f"block must be at least 1, got {block}")
     if not 0 <= keep <= width or keep % group:
         raise RankError(f"keep must be a multiple of {group} between 0 and {width}, got {keep}")
-    weight = _weighted(weight, output_weights)
+    weight = checked_output_weights(weight, output_weights)
     left = Columns(moments.covariance, weight, ridge(moments, damping))
     order, errors = [torch.empty(0).to(left.names)], [torch.zeros(1).to(weight)]
     while len(left.names) > keep:
@@ -208,7 +208,7 @@ def path_error(
         DecompositionError: as `refit`, or output weights that don't fit.
     """
     weight = checked_weight(moments, weight)
-    weighted = _weighted(weight, output_weights)
+    weighted = checked_output_weights(weight, output_weights)
     kept, gone = _split(kept, weight)
     drift = weighted.clone()
     drift[:, kept] = -weight_change(moments.covariance, weighted, kept, gone, ridge(moments, damping))
@@ -218,6 +218,14 @@ def path_error(
 
 def checked_weight(moments: Moments, weight: Tensor) -> Tensor:
     """The weights (out, width) of a layer with this input, in float64 beside its moments.
+
+    Args:
+        moments: mean and covariance of the input.
+        weight: what should be a matrix (out, width).
+
+    Returns:
+        The same numbers, detached, float64, on the moments' device.
+
 
     Raises:
         DecompositionError: another shape than (out, width), or values that are not finite.
@@ -236,6 +244,13 @@ def checked_weight(moments: Moments, weight: Tensor) -> Tensor:
 def ridge(moments: Moments, damping: float) -> float:
     """What is added to each variance: d = damping * mean(diag C), or 1 where nothing varies.
 
+    Args:
+        moments: mean and covariance of the layer's input.
+        damping: relative to the mean variance; at least 1e-9 is used.
+
+    Returns:
+        d in the units of the covariance.
+
     Raises:
         DecompositionError: damping that is negative or not finite.
     """
@@ -245,7 +260,7 @@ def ridge(moments: Moments, damping: float) -> float:
     return max(damping, _LEAST_DAMPING) * variance if variance > 0 else 1.0
 
 
-def _weighted(weight: Tensor, output_weights: Tensor | None) -> Tensor:
+def checked_output_weights(weight: Tensor, output_weights: Tensor | None) -> Tensor:
     """The rows of W times how much they count."""
     if output_weights is None:
         return weight
