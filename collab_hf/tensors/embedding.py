@@ -29,8 +29,8 @@ def low_rank_embedding(weight: Tensor, frequencies: Tensor, rank: int) -> tuple[
         rank: width of the table, 1 to hidden_size.
 
     Returns:
-        small (vocab_size, rank) and up (hidden_size, rank), both float64; E is about small @ up^T. The columns
-        of up are orthonormal, most important first, so a lower rank is a prefix of both.
+        small (vocab_size, rank) and up (hidden_size, rank), both float64; E is about small @ up^T. Columns of
+        up are orthonormal, most important first, so a lower rank is a prefix of both.
 
     Raises:
         DecompositionError: shapes that don't fit together, values that are not finite, or negative or

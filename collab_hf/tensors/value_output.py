@@ -1,10 +1,10 @@
 """Narrower values: fewer dimensions per head between the value and the output projection.
 
 A head's output z_h, an average of its values W_V^h x + b_V^h, is seen through W_O^h alone. With its
-covariance C_h = L_h L_h^T, the singular value decomposition W_O^h L_h = U S V^T orders the directions of z_h by
-what they add to the layer's output. In the coordinates V^T L_h^-1 z_h, narrowing is to keep the first columns
-of every head; the output projection is refitted over the kept columns of all heads together. All is float64;
-the caller casts back.
+covariance C_h = L_h L_h^T, the singular value decomposition W_O^h L_h = U S V^T orders the directions of
+z_h by what they add to the layer's output. In the coordinates V^T L_h^-1 z_h, narrowing is to keep the
+first columns of every head; the output projection is refitted over the kept columns of all heads together.
+All is float64; the caller casts back.
 """
 
 from __future__ import annotations
