@@ -43,10 +43,13 @@ def test_refit_is_better_than_any_change_of_it() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_everything_kept_changes_no_bit(dtype) -> None:
     weight, bias = (values.to(dtype) for values in layer())
+    weight[0, 0] = bias[0] = -0.0  # whose sign any addition would lose
     moments, kept = random_moments(WIDTH), torch.arange(WIDTH)
     found, found_bias = refit(moments, weight, bias, kept)
     assert torch.equal(found.to(dtype), weight)
     assert torch.equal(found_bias.to(dtype), bias)
+    assert bool(found[0, 0].signbit())
+    assert bool(found_bias[0].signbit())
     assert path_error(moments, weight, kept) == 0
     assert not torch.equal(refit(moments, weight, bias, kept[:-1])[0].to(dtype), weight[:, :-1])
 

@@ -46,6 +46,26 @@ def test_neurons_one_by_one_are_those_of_hassibi() -> None:
             assert torch.allclose(found, torch.from_numpy(W[:, left]), atol=ROUNDING)
 
 
+def test_groups_go_by_what_they_cost_together() -> None:
+    """Least tr(W_S ([H^-1]_SS)^-1 W_S^T), with H inverted afresh; sums over single columns say otherwise."""
+    group = 6
+    moments, (weight, _) = random_moments(WIDTH), layer()
+    H = moments.covariance + 1e-4 * moments.covariance.diagonal().mean() * torch.eye(WIDTH)
+    left, single = list(range(WIDTH // group)), []
+    for chosen in removal_path(moments, weight, group=group).order.tolist():
+        columns = torch.tensor([head * group + i for head in left for i in range(group)])
+        gone = torch.tensor([i for i in range(WIDTH) if i not in columns], dtype=torch.long)
+        inverse = torch.linalg.inv(H[columns][:, columns])
+        W = weight[:, columns] + weight[:, gone] @ H[gone][:, columns] @ inverse
+        parts = [slice(i * group, (i + 1) * group) for i in range(len(left))]
+        costs = [float((W[:, S] @ torch.linalg.inv(inverse[S, S]) * W[:, S]).sum()) for S in parts]
+        assert left[costs.index(min(costs))] == chosen
+        sums = [float((W[:, S].square().sum(0) / inverse.diagonal()[S]).sum()) for S in parts]
+        single.append(left[sums.index(min(sums))] == chosen)
+        left.remove(chosen)
+    assert not all(single)
+
+
 @pytest.mark.parametrize("group", [1, 6])
 @pytest.mark.parametrize("output_weights", [None, torch.linspace(0.1, 3, OUT)])
 def test_error_along_the_path_is_the_error_after_refitting(group, output_weights) -> None:
@@ -141,6 +161,14 @@ def test_the_surgeon_beats_magnitude_and_chance(width) -> None:
     assert error < path_error(moments, weight, energy)
     for _ in range(5):
         assert error < 0.5 * path_error(moments, weight, torch.randperm(WIDTH)[:width])
+
+
+def test_a_pool_of_all_columns_makes_blocks_exact() -> None:
+    """Four candidates for each of a block of 12 are all 48, so nothing is overlooked."""
+    moments, weight = random_moments(WIDTH), layer()[0]
+    exact, blocks = (removal_path(moments, weight, block=block) for block in (1, 12))
+    assert torch.equal(blocks.order, exact.order)
+    assert torch.allclose(blocks.errors, exact.errors, rtol=1e-9)
 
 
 def test_blocks_cost_next_to_nothing() -> None:
