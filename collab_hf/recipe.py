@@ -11,11 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from .config import CollabConfig
-from .errors import ConfigError
-
-# Files that a compressed checkpoint carries beside its weights.
-RECIPE_FILE = "collab_recipe.yaml"
-REPORT_FILE = "collab_report.json"
+from .modeling.errors import ConfigError
 
 _TYPE_NAMES = {
     bool: "true or false",

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from collab_hf.errors import ConfigError
+from collab_hf.files import RECOVERY_FILE
+from collab_hf.modeling.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from collab_hf.recipe import Recipe
     from collab_hf.recovery import RecoveryReport
 
-# What a healed checkpoint says of its recovery.
-RECOVERY_FILE = "collab_recovery.json"
 # Examples at most: their tokens stay in memory, and minutes of recovery read no more.
 EXAMPLES = 20_000
 
@@ -119,7 +118,7 @@ def recovery_batches(
     Raises:
         CalibrationError: the data can't be read.
     """
-    from collab_hf.examples import load_batches
+    from collab_hf.calibration.examples import load_batches
     from collab_hf.recovery.masking import mask_tokens
 
     batches = load_batches(data, processor, config=model.config, seed=seed, **sizes)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from collab_hf.errors import RecoveryError
-
+from ..errors import RecoveryError
+from ..host.inputs import move
 from .losses import Targets, targets_of
-from .outputs import Wanted, move
+from .outputs import Wanted
 from .processes import Processes, batch_length
 
 

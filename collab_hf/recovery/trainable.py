@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from torch import nn
 from transformers import PreTrainedModel
 
-from collab_hf.attention import CollabAttention
-from collab_hf.errors import FamilyError
-from collab_hf.reconstruction import factor_parameters
-
+from ..errors import FamilyError
+from ..modeling.attention import CollabAttention
+from ..parts.query_key.graft import factor_parameters
 from .config import Trainable
 
 
