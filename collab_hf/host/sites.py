@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from ..errors import FamilyError
 from ..modeling.attention import CollabAttention
-from ..modeling.families import FAMILIES, Family, FeedForward, attention_layers, feed_forward_layers
+from ..modeling.families import (
+    FAMILIES,
+    Family,
+    FeedForward,
+    attention_layers,
+    feed_forward_layers,
+    submodule_at,
+)
 from ..modeling.shapes import AttentionShape, FeedForwardShape
 
 Row = TypeVar("Row", Family, FeedForward)
@@ -37,10 +44,7 @@ class Site(Generic[Row, Shape]):
 
     def at(self, path: str) -> Any:
         """The module or parameter at a path of the family."""
-        start, path = (self.around, path[2:]) if path.startswith("..") else (self.module, path)
-        for name in path.split("."):
-            start = getattr(start, name)
-        return start
+        return submodule_at(self.module, self.around, path)
 
     def gain(self) -> Tensor | None:
         """Scale of each output dimension before the next layer reads it, (hidden_size,); None for none."""

@@ -17,6 +17,7 @@ from ..errors import ConfigError
 from ..host.adoption import adopt_
 from ..host.rollback import undone_on_error
 from ..host.sites import AttentionSites
+from ..modeling.plans import QUERY_KEY
 from ..parts.part import Part
 from ..parts.registry import PARTS
 from ..planning import Divergence, plan_model, planned_layers
@@ -72,7 +73,7 @@ def compress_(
     with undone_on_error(model):
         for name, result in factors.items():
             part.install_(sites[name], better[name].solution if name in better else result)
-        adopt_(model, {name: result.plan for name, result in factors.items()})
+        adopt_(model, {QUERY_KEY: {name: result.plan for name, result in factors.items()}})
         measured = None if divergence is None else divergence.measure()
     reports = [LayerReport.of(site, factors.get(name), better.get(name)) for name, site in sites.items()]
     after = sum(p.numel() for p in model.parameters())
