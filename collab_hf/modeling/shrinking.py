@@ -80,13 +80,10 @@ class HeadsPlan(_Plan):
         """
         family = FAMILIES[type(module).__name__]
         heads = getattr(module, family.num_heads)
-        if (
-            not self.kept
-            or list(self.kept) != sorted(set(self.kept))
-            or not 0 <= self.kept[0] <= self.kept[-1] < heads
-        ):
+        numbers = list(self.kept)
+        if not numbers or numbers != sorted(set(numbers)) or numbers[0] < 0 or numbers[-1] >= heads:
             raise RankError(
-                f"heads must be ascending numbers from 0 to {heads - 1}, at least one, got {list(self.kept)} ({where})"
+                f"heads must be rising numbers from 0 to {heads - 1}, at least one, got {numbers} ({where})"
             )
         width = len(self.kept) * getattr(module, family.head_dim)
         projections = [getattr(module, name) for name in (family.query, family.key, family.value)]
