@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .calibration import collect_statistics as collect_statistics
+    from .calibration import load_batches as load_batches
     from .checkpoint import load_model as load_model
+    from .checkpoint import load_processor as load_processor
+    from .checkpoint.onnx import export_onnx as export_onnx
     from .config import CollabConfig as CollabConfig
-    from .config import LayerPlan as LayerPlan
-    from .dense import to_dense_ as to_dense_
     from .errors import CollabError as CollabError
-    from .export import export_onnx as export_onnx
     from .hub import push as push
+    from .modeling.plan import LayerPlan as LayerPlan
     from .recovery import LossWeights as LossWeights
     from .recovery import RecoveryConfig as RecoveryConfig
     from .recovery import RecoveryReport as RecoveryReport
     from .recovery import recover_ as recover_
     from .surgery import CompressionReport as CompressionReport
     from .surgery import compress_ as compress_
+    from .surgery import to_dense_ as to_dense_
 
 __version__ = "0.1.0"
 
@@ -32,17 +34,19 @@ _HOME = {
     "CollabConfig": "config",
     "CollabError": "errors",
     "CompressionReport": "surgery",
-    "LayerPlan": "config",
+    "LayerPlan": "modeling.plan",
     "LossWeights": "recovery",
     "RecoveryConfig": "recovery",
     "RecoveryReport": "recovery",
     "collect_statistics": "calibration",
     "compress_": "surgery",
-    "export_onnx": "export",
+    "export_onnx": "checkpoint.onnx",
+    "load_batches": "calibration",
     "load_model": "checkpoint",
+    "load_processor": "checkpoint",
     "recover_": "recovery",
     "push": "hub",
-    "to_dense_": "dense",
+    "to_dense_": "surgery",
 }
 
 __all__ = [*sorted(_HOME), "__version__"]
@@ -62,6 +66,6 @@ def __dir__() -> list[str]:
 
 # The command registers when it loads a model: its help must not wait for transformers.
 if Path("".join(sys.argv[:1])).stem not in ("collab-hf", "hf-collab"):
-    from .registration import register
+    from .registration.auto_classes import register
 
     register()

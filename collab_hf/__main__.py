@@ -1,5 +1,5 @@
 """`python -m collab_hf` is the `collab-hf` command."""
 
-from collab_hf.cli import main
+from .cli import main
 
 main()

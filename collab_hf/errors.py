@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-
-class CollabError(Exception):
-    """Base of every error that collab_hf raises on purpose; its text is one sentence fit for a user."""
+from .modeling.errors import CheckpointError as CheckpointError
+from .modeling.errors import CollabError as CollabError
+from .modeling.errors import ConfigError as ConfigError
+from .modeling.errors import RankError as RankError
 
 
 class CalibrationError(CollabError):
     """Calibration data that can't be read, or activation statistics that can't be collected from it."""
 
 
-class ConfigError(CollabError):
-    """Settings that are unknown or contradict each other."""
-
-
-class RankError(ConfigError):
-    """A rank, width or group count outside of what the layer allows."""
-
-
 class FamilyError(CollabError):
     """A model without any attention layer that collab_hf knows, or one that is compressed already."""
-
-
-class CheckpointError(CollabError):
-    """A checkpoint that can't be read, checked or written."""
 
 
 class DataError(CollabError):

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from .config import CollabConfig
-from .errors import ConfigError
+from .modeling.errors import ConfigError
 
 # Files that a compressed checkpoint carries beside its weights.
 RECIPE_FILE = "collab_recipe.yaml"

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from collab_hf import CollabConfig, compress_, load_model
 from collab_hf.cli.answers import table
-from collab_hf.config import LayerPlan
-from collab_hf.families import attention_layers
+from collab_hf.modeling.families import attention_layers
+from collab_hf.modeling.plan import LayerPlan
 from collab_hf.planning import score_tensor
 from collab_hf.tensors import ScoreTensor, decompose
 

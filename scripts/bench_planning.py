@@ -21,9 +21,9 @@ import typer
 from torch import Tensor
 
 from collab_hf import CollabConfig, compress_, load_model
-from collab_hf.checkpoint import load_processor
-from collab_hf.errors import ConfigError
-from collab_hf.examples import load_batches
+from collab_hf.calibration.examples import load_batches
+from collab_hf.checkpoint.load import load_processor
+from collab_hf.modeling.errors import ConfigError
 
 SHARES = (0.5, 0.25, 0.125, 0.0625)
 

@@ -26,9 +26,9 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from collab_hf import CollabConfig, RecoveryConfig, compress_, load_model, recover_
-from collab_hf.checkpoint import load_processor
-from collab_hf.evaluation import measure_similarity, read_scores
-from collab_hf.examples import load_batches
+from collab_hf.calibration.examples import load_batches
+from collab_hf.checkpoint.load import load_processor
+from collab_hf.measure.evaluation import measure_similarity, read_scores
 from collab_hf.recovery.masking import mask_tokens
 from reaction_smiles import reactions
 

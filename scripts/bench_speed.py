@@ -26,8 +26,8 @@ import torch
 from torch import nn
 
 import speed_tables
-from collab_hf.bench import MIN_PAIRS, Timing, compare_all
-from collab_hf.bench_counts import peak_memory
+from collab_hf.measure.bench import MIN_PAIRS, Timing, compare_all
+from collab_hf.measure.bench_counts import peak_memory
 from speed_cases import (
     BATCHES,
     BERT_BASE,

@@ -18,9 +18,9 @@ from typing import Annotated, Any
 import typer
 
 import checkpoints
+from collab_hf.calibration.sources import DEFAULT_TEXT_FILE
 from collab_hf.cli.answers import table
-from collab_hf.config import LayerPlan
-from collab_hf.example_sources import DEFAULT_TEXT_FILE
+from collab_hf.modeling.plan import LayerPlan
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "checkpoints"
 METHODS = {"default": "auto", "cp": "cp"}

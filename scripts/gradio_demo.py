@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from collab_hf import CollabConfig, CollabError, CompressionReport, compress_, load_model
-from collab_hf.checkpoint import load_processor
-from collab_hf.evaluation import pool
-from collab_hf.examples import load_batches
+from collab_hf.calibration.examples import load_batches
+from collab_hf.checkpoint.load import load_processor
+from collab_hf.measure.evaluation import pool
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

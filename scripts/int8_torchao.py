@@ -15,10 +15,10 @@ import typer
 from transformers import AutoConfig, TorchAoConfig
 
 from collab_hf import load_model
-from collab_hf.checkpoint import load_processor
-from collab_hf.evaluation import measure_agreement
-from collab_hf.examples import load_batches
-from collab_hf.fresh_load import auto_class
+from collab_hf.calibration.examples import load_batches
+from collab_hf.checkpoint.fresh_load import auto_class
+from collab_hf.checkpoint.load import load_processor
+from collab_hf.measure.evaluation import measure_agreement
 
 
 def quantised(directory: Path) -> Any:

@@ -36,7 +36,7 @@ from transformers import (
 )
 
 from collab_hf import CollabConfig, CollabError, RecoveryConfig, compress_, load_model, recover_
-from collab_hf.examples import load_batches
+from collab_hf.calibration.examples import load_batches
 
 Metrics = Callable[[Any, Any], dict[str, float]]
 

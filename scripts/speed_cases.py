@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertSelfAttention
 
-from collab_hf.attention import CollabAttention, convert_
-from collab_hf.config import AttentionShape, LayerPlan
-from collab_hf.families import attention_layers
-from collab_hf.mixing import SelectionMixing
+from collab_hf.modeling.attention import CollabAttention, convert_
+from collab_hf.modeling.families import attention_layers
+from collab_hf.modeling.mixing import SelectionMixing
+from collab_hf.modeling.plan import AttentionShape, LayerPlan
 
 LENGTHS = (16, 64, 128, 197, 256, 512, 1024)
 BATCHES = (1, 8, 32)

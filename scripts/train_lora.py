@@ -19,7 +19,7 @@ from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, set_seed
 
-from collab_hf.attention import CollabAttention
+from collab_hf.modeling.attention import CollabAttention
 from run_glue import TASKS, Recipe, encoded, load_splits, some
 
 # Names of feed-forward matrices and heads among the known families.

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from collab_hf.attention import CollabAttention
-from collab_hf.config import LayerPlan
-from collab_hf.families import attention_layers
-from collab_hf.mixing import SelectionMixing
-from collab_hf.modeling_collab import adopt_, apply_plans_
-from collab_hf.reconstruction import factor_parameters
+from collab_hf.modeling.attention import CollabAttention
+from collab_hf.modeling.families import attention_layers
+from collab_hf.modeling.mixing import SelectionMixing
+from collab_hf.modeling.modeling_collab import adopt_, apply_plans_
+from collab_hf.modeling.plan import LayerPlan
+from collab_hf.recovery.reconstruction import factor_parameters
 
 # Forms of the tiny models' layers (3 heads of 8, hidden size 24).
 PLANS = {

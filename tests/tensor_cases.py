@@ -2,7 +2,7 @@
 
 import torch
 
-from collab_hf.config import LayerPlan
+from collab_hf.modeling.plan import LayerPlan
 from collab_hf.tensors import Moments, ScoreTensor
 
 # Every form that a plan can take, for a layer of 4 heads of 6 and width 24.

@@ -9,9 +9,9 @@ from random_models import PLANS, make_collab_
 from torch import Tensor, nn
 from transformers import BertModel
 
-from collab_hf import attention, pieces
-from collab_hf.config import LayerPlan
-from collab_hf.errors import ConfigError
+from collab_hf.modeling import attention, kernels
+from collab_hf.modeling.errors import ConfigError
+from collab_hf.modeling.plan import LayerPlan
 
 HEADS, HEAD_DIM, HIDDEN = 3, 8, 24
 # Relative to outputs of the order of one. Queries, keys and weights are rounded once each, so about three
@@ -120,11 +120,11 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     calls = []
 
     def attend_(output: Tensor, *arguments: Any, **settings: Any) -> None:
-        pieces.attend_(output, *arguments, **settings)
+        kernels.attend_(output, *arguments, **settings)
         calls.append(output)
 
     for name in ("_PIECE_BYTES", "_TRAINING_BYTES", "_FEW_TOKENS"):
-        monkeypatch.setattr(pieces, name, 1)
+        monkeypatch.setattr(kernels, name, 1)
     monkeypatch.setattr(attention, "attend_", attend_)
     return calls
 
@@ -178,7 +178,7 @@ def test_weights_that_may_attend_nothing(plan: str, make: Callable[..., Any]) ->
 def test_gradients(
     plan: str, backend: str, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pieces, "_PIECE_BYTES", 1)
+    monkeypatch.setattr(kernels, "_PIECE_BYTES", 1)
     module = make(PLANS[plan], backend)
     states = torch.randn(1, 17, HIDDEN, dtype=torch.float64, requires_grad=True)
     names, parameters = zip(*module.named_parameters(), strict=True)

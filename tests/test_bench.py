@@ -14,7 +14,7 @@ from cli_support import VOCABULARY, CommandLine, save_with_tokenizer
 from random_models import PLANS, make_collab_
 from transformers import BertForMaskedLM, BertModel, ViTModel
 
-from collab_hf.bench import (
+from collab_hf.measure.bench import (
     MIN_PAIRS,
     Case,
     Ratio,
@@ -24,8 +24,8 @@ from collab_hf.bench import (
     forward_call,
     image_length,
 )
-from collab_hf.bench_counts import count_flops, peak_memory, saved_flops
-from collab_hf.errors import ConfigError
+from collab_hf.measure.bench_counts import count_flops, peak_memory, saved_flops
+from collab_hf.modeling.errors import ConfigError
 
 
 def test_a_slower_call_is_measured() -> None:

@@ -6,7 +6,7 @@ import bench_decompose
 import bench_quality
 from bench_decompose import Case, cases, measure, solve
 from collab_hf import collect_statistics
-from collab_hf.families import attention_layers
+from collab_hf.modeling.families import attention_layers
 
 
 @pytest.fixture

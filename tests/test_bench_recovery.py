@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 import bench_recovery
-from collab_hf.checkpoint import load_processor
+from collab_hf.checkpoint.load import load_processor
 from reaction_smiles import reactions
 
 ROW = {

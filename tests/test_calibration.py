@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from collab_hf.calibration import collect_statistics
+from collab_hf.calibration.statistics import collect_statistics
 from collab_hf.errors import CalibrationError
 
 TINY = {"hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 2, "intermediate_size": 32}

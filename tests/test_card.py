@@ -14,8 +14,8 @@ from random_models import PLANS, make_collab_
 from transformers import BertForMaskedLM, BertModel
 
 from collab_hf import CollabConfig, compress_
-from collab_hf.card import card_metadata, hide_paths, make_card
-from collab_hf.errors import CheckpointError
+from collab_hf.hub.card import card_metadata, hide_paths, make_card
+from collab_hf.modeling.errors import CheckpointError
 from collab_hf.recipe import RECIPE_FILE, REPORT_FILE, Recipe
 
 SOURCE = """---

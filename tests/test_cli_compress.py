@@ -294,7 +294,7 @@ def test_an_output_in_the_way_is_refused_before_any_work(
     message: str,
 ) -> None:
     write_lines(tmp_path / "file", ["keep me"])
-    monkeypatch.setattr("collab_hf.checkpoint.load_model", pytest.fail)
+    monkeypatch.setattr("collab_hf.checkpoint.load.load_model", pytest.fail)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     assert message in collab_hf("compress", model, "-o", tmp_path / output, *WEIGHTS_ALONE).complaint
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before

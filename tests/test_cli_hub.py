@@ -11,8 +11,8 @@ from hub_server import HubServer
 from random_models import PLANS, make_collab_
 from transformers import BertForMaskedLM
 
-from collab_hf.card import card_metadata
-from collab_hf.hub import push
+from collab_hf.hub.card import card_metadata
+from collab_hf.hub.push import push
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of HTTP clients and exporters

@@ -7,7 +7,7 @@ import pytest
 from cli_support import SENTENCES, VOCABULARY, CommandLine, save_with_tokenizer, write_lines
 from transformers import BertForMaskedLM, BertModel
 
-from collab_hf import verification
+from collab_hf.checkpoint import verification
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch
 from tensor_cases import random_scores, relative_error
 from tensorly.decomposition import parafac
 
-from collab_hf.config import LayerPlan
+from collab_hf.modeling.plan import LayerPlan
 from collab_hf.tensors import ScoreTensor, decompose
 from collab_hf.tensors.cp import decompose_cp, initial_factors, sweep
 from collab_hf.tensors.sparse_cp import decompose_sparse_cp, select

@@ -4,8 +4,9 @@ import pytest
 import torch
 from tensor_cases import PLANS, random_moments, random_scores, relative_error
 
-from collab_hf.config import LayerPlan
-from collab_hf.errors import ConfigError, DecompositionError, RankError
+from collab_hf.errors import DecompositionError
+from collab_hf.modeling.errors import ConfigError, RankError
+from collab_hf.modeling.plan import LayerPlan
 from collab_hf.tensors import Problem, ScoreTensor, decompose
 
 BIASES = ["exact", "folded"]

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from collab_hf.default_images import default_images
+from collab_hf.calibration.default_images import default_images
+from collab_hf.calibration.image_parts import blurred, texture
 from collab_hf.errors import CalibrationError
-from collab_hf.image_parts import blurred, texture
 
 
 def spectral_slope(grey: np.ndarray) -> float:

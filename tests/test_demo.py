@@ -10,7 +10,7 @@ from cli_support import SENTENCES, VOCABULARY, CommandLine, save_with_tokenizer,
 from transformers import BertModel
 
 import demo
-from collab_hf.example_sources import DEFAULT_TEXT_FILE
+from collab_hf.calibration.sources import DEFAULT_TEXT_FILE
 
 
 def test_text_is_held_out(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModel, BertForMaskedLM, BertLMHeadModel, BertModel, ViTForImageClassification
 
 from collab_hf import CollabError, load_model, to_dense_
-from collab_hf.errors import FamilyError, RankError
+from collab_hf.errors import FamilyError
+from collab_hf.modeling.errors import RankError
 
 # Two float32 orders of summation in two layers of width 24; seen: 3e-6.
 ROUNDING = 2e-5

@@ -25,8 +25,8 @@ from transformers import (
 )
 
 import collab_hf
-from collab_hf.attention import CollabAttention
-from collab_hf.peft_targets import _extend
+from collab_hf.modeling.attention import CollabAttention
+from collab_hf.registration.peft_targets import _extend
 
 # The same sums in another order, relative to outputs of the order of one; seen: 2e-6.
 ROUNDING = 2e-5

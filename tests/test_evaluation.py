@@ -12,9 +12,10 @@ from random_models import PLANS, make_collab_
 from scipy import stats
 from transformers import AutoTokenizer, BertForMaskedLM, BertForSequenceClassification, BertModel, ViTModel
 
-from collab_hf.checkpoint import load_processor
+from collab_hf.calibration.examples import load_batches
+from collab_hf.checkpoint.load import load_processor
 from collab_hf.errors import DataError
-from collab_hf.evaluation import (
+from collab_hf.measure.evaluation import (
     measure_accuracy,
     measure_agreement,
     measure_similarity,
@@ -22,7 +23,6 @@ from collab_hf.evaluation import (
     read_scores,
     read_table,
 )
-from collab_hf.examples import load_batches
 
 PAIRS = list(zip(SENTENCES, [*SENTENCES[1:], SENTENCES[0]], strict=True))
 SCORES = [0.5, 4.0, 1.0, 3.5, 2.0, 5.0]

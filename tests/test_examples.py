@@ -20,9 +20,9 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
+from collab_hf.calibration.examples import ExampleBatches, load_batches
+from collab_hf.calibration.sources import DEFAULT_TEXT_FILE, open_image, read_images, read_texts
 from collab_hf.errors import CalibrationError
-from collab_hf.example_sources import DEFAULT_TEXT_FILE, open_image, read_images, read_texts
-from collab_hf.examples import ExampleBatches, load_batches
 
 LINES = ["The cat sat.", "A dog ran home", "Rain", "Nobody came to the party"]
 

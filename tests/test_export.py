@@ -9,8 +9,10 @@ import torch
 from random_models import PLANS, image_inputs, make_collab_, outputs, text_inputs
 from transformers import BertForMaskedLM, BertForMultipleChoice, ViTForImageClassification
 
-from collab_hf import export, export_onnx, pieces
+from collab_hf import export_onnx
+from collab_hf.checkpoint import onnx
 from collab_hf.errors import ExportError
+from collab_hf.modeling import kernels
 
 # The same sums in another order, relative to outputs of the order of one; seen: 2e-6.
 ROUNDING = 2e-5
@@ -27,7 +29,7 @@ def test_text_to_onnx(
 ) -> None:
     # As small as that, the scores of these inputs are computed in pieces, unless they are traced.
     for name in ("_PIECE_BYTES", "_FEW_TOKENS"):
-        monkeypatch.setattr(pieces, name, 1)
+        monkeypatch.setattr(kernels, name, 1)
     model = make_collab_(tiny_bert(BertForMaskedLM), PLANS[plan]).train()
     done = export_onnx(model, tmp_path / "deep" / "model.onnx")
     assert done.inputs == ("input_ids", "attention_mask", "token_type_ids")
@@ -52,13 +54,13 @@ def test_the_check_sees_other_weights(
 ) -> None:
     """Negative control: a graph of something else is refused, and no file is left."""
     model = make_collab_(tiny_vit(ViTForImageClassification), PLANS["tucker"])
-    trace = export._trace
+    trace = onnx._trace
 
     def spoil(*arguments: Any) -> None:
         trace(*arguments)
         model.classifier.bias.data += 0.1
 
-    monkeypatch.setattr(export, "_trace", spoil)
+    monkeypatch.setattr(onnx, "_trace", spoil)
     with pytest.raises(ExportError, match=r"the graph's outputs differ from torch's by .*, more than 1e-04"):
         export_onnx(model, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []

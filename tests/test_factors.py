@@ -5,7 +5,7 @@ import tensorly
 import torch
 from tensor_cases import PLANS, random_scores
 
-from collab_hf.config import LayerPlan
+from collab_hf.modeling.plan import LayerPlan
 from collab_hf.tensors import decompose
 
 

@@ -22,10 +22,11 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from collab_hf import hub as hub_module
-from collab_hf.card import card_metadata
-from collab_hf.errors import CheckpointError, CollabError, ConfigError, HubError
-from collab_hf.hub import fetch_files, push
+from collab_hf.errors import HubError
+from collab_hf.hub import push as hub_module
+from collab_hf.hub.card import card_metadata
+from collab_hf.hub.push import fetch_files, push
+from collab_hf.modeling.errors import CheckpointError, CollabError, ConfigError
 
 # huggingface_hub's own upload of large files, with the newest HTTP client
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

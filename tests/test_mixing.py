@@ -5,7 +5,7 @@ import pytest
 import torch
 from tensor_cases import PLANS, random_scores
 
-from collab_hf.mixing import build_mixing
+from collab_hf.modeling.mixing import build_mixing
 from collab_hf.tensors import decompose
 
 BATCH, LENGTH = 2, 5

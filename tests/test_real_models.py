@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from collab_hf import CollabConfig, compress_, load_model
-from collab_hf.attention import CollabAttention
+from collab_hf.modeling.attention import CollabAttention
 
 # float32 hidden states of order one after up to 12 layers; the dense model itself moves by as much when its
 # sums are taken in another order (eager against sdpa).

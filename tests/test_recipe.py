@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from collab_hf.config import CollabConfig
-from collab_hf.errors import ConfigError
+from collab_hf.modeling.errors import ConfigError
 from collab_hf.recipe import Recipe, current_versions, public_name
 
 

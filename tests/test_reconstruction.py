@@ -10,12 +10,13 @@ from conftest import TINY, build_tiny
 from torch import Tensor, nn
 from transformers import AlbertConfig, AlbertModel, BertConfig, BertLMHeadModel, BertModel
 
-from collab_hf import CollabConfig, compress_, reconstruction
-from collab_hf.calibration import collect_statistics
-from collab_hf.factors import SharedFactors
+from collab_hf import CollabConfig, compress_
+from collab_hf.calibration.statistics import collect_statistics
 from collab_hf.planning import candidate_plans, choose_factors, score_tensor
-from collab_hf.reconstruction import factor_parameters, fill_, graft_, reconstruct
-from collab_hf.surgery import dense_layers
+from collab_hf.recovery import reconstruction
+from collab_hf.recovery.reconstruction import factor_parameters, fill_, graft_, reconstruct
+from collab_hf.surgery.compress import dense_layers
+from collab_hf.tensors.factors import SharedFactors
 
 FORMS = [
     CollabConfig(method="cp", rank=6),

@@ -24,9 +24,10 @@ from transformers import (
 )
 
 from collab_hf import CollabConfig, compress_, load_model
-from collab_hf.checkpoint import load_processor
-from collab_hf.errors import ConfigError, FamilyError, RecoveryError
-from collab_hf.examples import load_batches
+from collab_hf.calibration.examples import load_batches
+from collab_hf.checkpoint.load import load_processor
+from collab_hf.errors import FamilyError, RecoveryError
+from collab_hf.modeling.errors import ConfigError
 from collab_hf.recovery import LossWeights, RecoveryConfig, recover_
 from collab_hf.recovery.losses import loss_of, targets_of
 from collab_hf.recovery.optimizer import Adam

@@ -26,8 +26,9 @@ from transformers import (
 from transformers.models.bert.modeling_bert import BertSelfAttention
 
 from collab_hf import CollabConfig, compress_
-from collab_hf.attention import CollabAttention, key_rows
-from collab_hf.errors import ConfigError, DecompositionError, FamilyError, RankError
+from collab_hf.errors import DecompositionError, FamilyError
+from collab_hf.modeling.attention import CollabAttention, key_rows
+from collab_hf.modeling.errors import ConfigError, RankError
 
 FULL = 24  # 3 heads of 8
 # float32 through two layers whose hidden states are of order one: a few units in the last place each.

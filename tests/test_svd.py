@@ -2,9 +2,9 @@ import pytest
 import torch
 from tensor_cases import random_scores, relative_error
 
-from collab_hf.config import LayerPlan
-from collab_hf.errors import RankError
-from collab_hf.tensors.interface import decompose
+from collab_hf.modeling.errors import RankError
+from collab_hf.modeling.plan import LayerPlan
+from collab_hf.tensors.problem import decompose
 from collab_hf.tensors.svd import allot_ranks, decompose_svd, truncated_components
 
 # Errors come out of a difference of squares: the root of float64's 2e-16.

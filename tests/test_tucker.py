@@ -7,7 +7,7 @@ import torch
 from tensor_cases import random_scores, relative_error
 from tensorly.decomposition import partial_tucker
 
-from collab_hf.config import LayerPlan
+from collab_hf.modeling.plan import LayerPlan
 from collab_hf.tensors import ScoreTensor, decompose
 from collab_hf.tensors.grouped_tucker import decompose_grouped_tucker
 from collab_hf.tensors.key_groups import cluster_heads, reassign

@@ -11,10 +11,11 @@ from random_models import PLANS, make_collab_, text_inputs
 from safetensors.torch import load_file, save_file
 from transformers import BertForMaskedLM, BertModel
 
-from collab_hf import verification
-from collab_hf.errors import CheckpointError, ConfigError, DataError
+from collab_hf.checkpoint import verification
+from collab_hf.checkpoint.verification import compare_outputs, verify_checkpoint
+from collab_hf.errors import DataError
+from collab_hf.modeling.errors import CheckpointError, ConfigError
 from collab_hf.recipe import REPORT_FILE
-from collab_hf.verification import compare_outputs, verify_checkpoint
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import typer
 
 from collab_hf.cli import bench, compress, evaluate, export, heal, inspect, push, verify
 from collab_hf.cli.answers import AnsweringCommand
-from collab_hf.errors import CollabError, HubError
+from collab_hf.errors import HubError
+from collab_hf.modeling.errors import CollabError
 
 app = typer.Typer(
     add_completion=False,

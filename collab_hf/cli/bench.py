@@ -12,12 +12,12 @@ import typer
 from collab_hf.cli import options
 from collab_hf.cli.answers import Answer, start_reporting, table
 from collab_hf.cli.loading import Loading
-from collab_hf.errors import ConfigError
+from collab_hf.modeling.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from collab_hf.bench import Case, Measurement
+    from collab_hf.measure.bench import Case, Measurement
 
 EXAMPLE = "Example: collab-hf bench bert-quarter --against bert-base-uncased --lengths 16,128,512"
 
@@ -48,9 +48,9 @@ def bench(
     """Time the checkpoint in DIR and its original in turns."""
     import torch
 
-    from collab_hf.bench import Case, bench_models, check_case
-    from collab_hf.bench_plot import check_plotting
-    from collab_hf.bench_plot import plot as draw
+    from collab_hf.measure.bench import Case, bench_models, check_case
+    from collab_hf.measure.bench_plot import check_plotting
+    from collab_hf.measure.bench_plot import plot as draw
 
     if plot is not None:
         check_plotting(plot)
@@ -81,7 +81,7 @@ def bench(
 
 
 def _lengths(model: PreTrainedModel, given: str | None) -> list[int]:
-    from collab_hf.bench import image_length
+    from collab_hf.measure.bench import image_length
 
     own = image_length(model)
     if own is not None:

@@ -13,14 +13,14 @@ from collab_hf.cli import options
 from collab_hf.cli.answers import Answer, start_reporting, table
 from collab_hf.cli.healing import Healing, HealMinutes, HealSteps
 from collab_hf.cli.loading import Loading
-from collab_hf.errors import ConfigError
+from collab_hf.modeling.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from collab_hf.examples import ExampleBatches
+    from collab_hf.calibration.examples import ExampleBatches
     from collab_hf.recipe import Recipe
-    from collab_hf.surgery import CompressionReport, LayerReport
+    from collab_hf.surgery.compress import CompressionReport, LayerReport
 
 EXAMPLE = "Example: collab-hf compress bert-base-uncased -o bert-quarter --method cp --budget 0.25"
 
@@ -175,7 +175,7 @@ def compress(
     values.update(healing.values())
     text = "\n".join([_describe(report, output, size), *healing.lines()])
     if push_to_hub is not None:
-        from collab_hf.hub import push
+        from collab_hf.hub.push import push
 
         values["commit"] = push(output, push_to_hub, token=token)
         text += f"\npublished {values['commit']}"
@@ -184,7 +184,7 @@ def compress(
 
 def _dry_run(model: str, recipe: Recipe, loading: Loading) -> Answer:
     from collab_hf.cli.dry_run import describe
-    from collab_hf.preview import preview
+    from collab_hf.surgery.preview import preview
 
     watched = start_reporting()
     loaded = loading.model(model)
@@ -196,10 +196,10 @@ def _compress(
     model: str, output: Path, recipe: Recipe, loading: Loading, overwrite: bool, healing: Healing
 ) -> tuple[CompressionReport, int]:
     """Load, decompose and save; also the size of the weights' files in bytes."""
-    from collab_hf.card import CARD_FILE, make_card
-    from collab_hf.checkpoint import check_output, new_directory, save_checkpoint
+    from collab_hf.checkpoint.load import check_output, new_directory, save_checkpoint
+    from collab_hf.hub.card import CARD_FILE, make_card
     from collab_hf.recipe import RECIPE_FILE, REPORT_FILE
-    from collab_hf.surgery import compress_
+    from collab_hf.surgery.compress import compress_
 
     check_output(output, original=Path(model) / loading.subfolder, overwrite=overwrite)
     watched = start_reporting()
@@ -225,7 +225,7 @@ def _compress(
 def _calibration_batches(
     model: str, recipe: Recipe, loading: Loading, config: PreTrainedConfig
 ) -> ExampleBatches | None:
-    from collab_hf.examples import load_batches
+    from collab_hf.calibration.examples import load_batches
     from collab_hf.recipe import NO_CALIBRATION
 
     if recipe.calibration == NO_CALIBRATION or recipe.config.method == "copy":

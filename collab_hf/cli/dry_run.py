@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from collab_hf.cli.answers import Answer, table
 
 if TYPE_CHECKING:
-    from collab_hf.preview import LayerPreview, Preview
+    from collab_hf.surgery.preview import LayerPreview, Preview
 
 
 def describe(preview: Preview) -> Answer:
@@ -19,7 +19,7 @@ def describe(preview: Preview) -> Answer:
     Returns:
         The answer to print.
     """
-    from collab_hf.preview import LENGTHS
+    from collab_hf.surgery.preview import LENGTHS
 
     rows = [[layer.name, *_form(layer)] for layer in preview.layers]
     before, after = preview.qk_parameters_before, preview.qk_parameters_after

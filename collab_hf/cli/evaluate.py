@@ -11,10 +11,10 @@ import typer
 from collab_hf.cli import options
 from collab_hf.cli.answers import Answer, start_reporting
 from collab_hf.cli.loading import Loading
-from collab_hf.errors import ConfigError
+from collab_hf.modeling.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collab_hf.evaluation import Accuracy, Agreement, Similarity
+    from collab_hf.measure.evaluation import Accuracy, Agreement, Similarity
 
 EXAMPLE = "Example: collab-hf evaluate bert-quarter --task agreement --against bert-base-uncased"
 
@@ -83,7 +83,7 @@ def _similarity(
     sizes: dict[str, int],
     watched: bool,
 ) -> Similarity:
-    from collab_hf.evaluation import measure_similarity, read_scores
+    from collab_hf.measure.evaluation import measure_similarity, read_scores
 
     pairs, scores = read_scores(data, max_examples)  # first: a mistake here is cheap to find
     model, tokenizer = loading.model(name), loading.processor(name)
@@ -98,7 +98,7 @@ def _accuracy(
     sizes: dict[str, int],
     watched: bool,
 ) -> Accuracy:
-    from collab_hf.evaluation import measure_accuracy, read_table
+    from collab_hf.measure.evaluation import measure_accuracy, read_table
 
     rows = read_table(data, ("sentence", "label"), max_examples)
     sentences, labels = [row[0] for row in rows], [row[1] for row in rows]
@@ -115,8 +115,8 @@ def _agreement(
     sizes: dict[str, int],
     watched: bool,
 ) -> Agreement:
-    from collab_hf.evaluation import measure_agreement
-    from collab_hf.examples import load_batches
+    from collab_hf.calibration.examples import load_batches
+    from collab_hf.measure.evaluation import measure_agreement
 
     model, processor = loading.model(name), loading.processor(name)
     reference = replace(loading, revision=None, subfolder="").model(against)

@@ -10,7 +10,7 @@ import typer
 from collab_hf.cli import options
 from collab_hf.cli.answers import Answer, start_reporting
 from collab_hf.cli.loading import Loading
-from collab_hf.errors import ConfigError
+from collab_hf.modeling.errors import ConfigError
 
 EXAMPLE = "Example: collab-hf export bert-quarter --onnx bert-quarter.onnx --int8"
 
@@ -41,7 +41,7 @@ def export(
     loading = Loading(dtype="float32", device="cpu") if onnx is not None else Loading(device="cpu")
     if dense is not None:
         return _dense(directory, dense, loading, nearest, overwrite)
-    from collab_hf.export import export_onnx
+    from collab_hf.checkpoint.onnx import export_onnx
 
     done = export_onnx(loading.model(str(directory)), Path(str(onnx)), int8=int8)
     text = (
@@ -52,10 +52,10 @@ def export(
 
 
 def _dense(directory: Path, dense: Path, loading: Loading, nearest: bool, overwrite: bool) -> Answer:
-    from collab_hf.card import CARD_FILE
-    from collab_hf.checkpoint import check_output, new_directory, save_checkpoint
-    from collab_hf.dense import to_dense_
+    from collab_hf.checkpoint.load import check_output, new_directory, save_checkpoint
+    from collab_hf.hub.card import CARD_FILE
     from collab_hf.recipe import RECIPE_FILE, REPORT_FILE
+    from collab_hf.surgery.dense import to_dense_
 
     check_output(dense, original=directory, overwrite=overwrite)
     model = to_dense_(loading.model(str(directory)), nearest=nearest)

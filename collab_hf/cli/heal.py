@@ -15,7 +15,7 @@ from collab_hf.cli import options
 from collab_hf.cli.answers import Answer, start_reporting
 from collab_hf.cli.healing import EXAMPLES, describe, recovery_batches, states_beside, write_report
 from collab_hf.cli.loading import Loading
-from collab_hf.errors import ConfigError
+from collab_hf.modeling.errors import ConfigError
 
 if TYPE_CHECKING:
     from collab_hf.recovery import RecoveryConfig, RecoveryReport
@@ -87,7 +87,7 @@ def heal(
     Killed at any moment, the same command goes on from its last state, which is kept beside the output until
     that is written. `accelerate launch -m collab_hf heal ...` shares the work among processes.
     """
-    from collab_hf.checkpoint import check_output
+    from collab_hf.checkpoint.load import check_output
     from collab_hf.recovery import RecoveryConfig
 
     check_output(output, original=directory, overwrite=overwrite)
@@ -124,7 +124,7 @@ def _heal(
     sizes: dict[str, int],
     overwrite: bool,
 ) -> RecoveryReport:
-    from collab_hf.checkpoint import new_directory, save_checkpoint
+    from collab_hf.checkpoint.load import new_directory, save_checkpoint
     from collab_hf.recovery import recover_
 
     watched = start_reporting()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from collab_hf.errors import ConfigError
+from collab_hf.modeling.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -119,7 +119,7 @@ def recovery_batches(
     Raises:
         CalibrationError: the data can't be read.
     """
-    from collab_hf.examples import load_batches
+    from collab_hf.calibration.examples import load_batches
     from collab_hf.recovery.masking import mask_tokens
 
     batches = load_batches(data, processor, config=model.config, seed=seed, **sizes)

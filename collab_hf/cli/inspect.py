@@ -10,11 +10,11 @@ import typer
 from collab_hf.cli import options
 from collab_hf.cli.answers import Answer, start_reporting, table
 from collab_hf.cli.loading import Loading
-from collab_hf.errors import ConfigError
+from collab_hf.modeling.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collab_hf.config import LayerPlan
-    from collab_hf.inspection import Inspection, LayerInspection
+    from collab_hf.measure.inspection import Inspection, LayerInspection
+    from collab_hf.modeling.plan import LayerPlan
 
 EXAMPLE = "Example: collab-hf inspect bert-base-uncased --html bert.html"
 
@@ -49,11 +49,11 @@ def inspect(
     if html is not None and html.exists() and not overwrite:
         raise ConfigError(f"{html} exists; choose another file or pass --overwrite")
     if html is not None:
-        from collab_hf.inspection_html import require_plots
+        from collab_hf.measure.inspection_html import require_plots
 
         require_plots()
-    from collab_hf.examples import load_batches
-    from collab_hf.inspection import inspect_model
+    from collab_hf.calibration.examples import load_batches
+    from collab_hf.measure.inspection import inspect_model
     from collab_hf.recipe import NO_CALIBRATION, public_name
 
     watched = start_reporting()
@@ -68,7 +68,7 @@ def inspect(
     found = inspect_model(loaded, batches, name=public_name(model), progress=watched)
     text = describe(found)
     if html is not None:
-        from collab_hf.inspection_html import render
+        from collab_hf.measure.inspection_html import render
 
         html.write_text(render(found), encoding="utf-8")
         text += f"\nwrote {html}"

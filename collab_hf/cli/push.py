@@ -10,7 +10,7 @@ import typer
 
 from collab_hf.cli import options
 from collab_hf.cli.answers import Answer, start_reporting
-from collab_hf.errors import ConfigError
+from collab_hf.modeling.errors import ConfigError
 
 EXAMPLE = "Example: collab-hf push bert-quarter me/bert-quarter --private"
 
@@ -42,7 +42,7 @@ def push(
     The token comes from HF_TOKEN or from `hf auth login`. After a lost connection the same command goes on:
     nothing is visible before all of it is.
     """
-    from collab_hf.hub import push as publish
+    from collab_hf.hub.push import push as publish
 
     measured = [_json(file) for file in (evaluation, bench, export)]
     start_reporting()

@@ -14,7 +14,7 @@ from collab_hf.cli.loading import Loading
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from collab_hf.verification import Verification
+    from collab_hf.checkpoint.verification import Verification
 
 EXAMPLE = "Example: collab-hf verify bert-quarter --against bert-base-uncased"
 
@@ -38,9 +38,9 @@ def verify(
     as_json: options.AsJson = False,
 ) -> Answer:
     """Load DIR in fresh processes, with and without collab_hf, and check every factor."""
-    from collab_hf.checkpoint import load_model
-    from collab_hf.examples import load_batches
-    from collab_hf.verification import verify_checkpoint
+    from collab_hf.calibration.examples import load_batches
+    from collab_hf.checkpoint.load import load_model
+    from collab_hf.checkpoint.verification import verify_checkpoint
 
     start_reporting()
     name = str(directory)

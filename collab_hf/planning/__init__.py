@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from ..parts.query_key.candidates import DEFAULT_BUDGET, candidate_plans, choose_factors
 from .curves import score_tensor
 from .divergence import Divergence, split_batches
 from .planner import ModelPlan, PlannedLayer, plan_model, planned_layers
-from .uniform import DEFAULT_BUDGET, candidate_plans, choose_factors
 
 __all__ = [
     "DEFAULT_BUDGET",

@@ -17,12 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..calibration import LayerStatistics
-from ..config import AttentionShape, CollabConfig, LayerPlan
-from ..errors import CollabError
+from ..calibration.statistics import LayerStatistics
+from ..config import CollabConfig
+from ..modeling.errors import CollabError
+from ..modeling.plan import AttentionShape, LayerPlan
+from ..parts.query_key.forms import Form
 from ..tensors import Moments
 from .curves import LayerCurve
-from .spectra import Form
 
 # Part of every key: raise it when curves are measured in another way.
 _VERSION = 6

@@ -11,17 +11,19 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..calibration import LayerStatistics
-from ..config import AttentionShape, CollabConfig
-from ..errors import ConfigError, DecompositionError
-from ..factors import SharedFactors
-from ..families import Family
-from ..reconstruction import Piece, reconstruct_layer, recorded
+from ..calibration.statistics import LayerStatistics
+from ..config import CollabConfig
+from ..errors import DecompositionError
+from ..modeling.errors import ConfigError
+from ..modeling.families import Family
+from ..modeling.plan import AttentionShape
+from ..parts.query_key.candidates import layer_problem
+from ..parts.query_key.forms import Form, layer_forms, seen_scores, worthwhile
+from ..recovery.reconstruction import Piece, reconstruct_layer, recorded
 from ..tensors import Problem, ScoreTensor
+from ..tensors.factors import SharedFactors
 from .divergence import Batch, Divergence, replaced
 from .knapsack import Array
-from .spectra import Form, layer_forms, seen_scores, worthwhile
-from .uniform import layer_problem
 
 # Shares of a layer's dense parameters whose best form is measured; between them the error curve interpolates.
 _MEASURED_SHARES = (1 / 24, 1 / 12, 1 / 6, 1 / 3, 0.6)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..calibration import evaluating
+from ..calibration.statistics import evaluating
 from ..errors import CalibrationError
-from ..factors import SharedFactors
-from ..families import Family
+from ..modeling.families import Family
+from ..tensors.factors import SharedFactors
 
 # Held-out examples: with more, the curves of the measured models no longer changed in their first digit.
 _MOST_HELD_OUT = 64

@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError
+from ..modeling.errors import ConfigError
 
 Array = NDArray[np.float64]
 

@@ -8,16 +8,17 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel
 
-from ..calibration import LayerStatistics, collect_statistics
-from ..config import CollabConfig, LayerPlan
-from ..errors import ConfigError
+from ..calibration.statistics import LayerStatistics, collect_statistics
+from ..config import CollabConfig
+from ..modeling.errors import ConfigError
+from ..modeling.plan import LayerPlan
+from ..parts.query_key.candidates import candidate_plans
+from ..parts.query_key.costs import flops_target
+from ..parts.query_key.forms import Form
 from . import cache
-from .costs import flops_target
 from .curves import LayerCurve, Layers, measured_curves, spectral_curves
 from .divergence import Batch, split_batches
-from .spectra import Form
 from .targets import choose_forms
-from .uniform import candidate_plans
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..config import CollabConfig
-from ..errors import ConfigError
-from .costs import attention_flops, flops_target
+from ..modeling.errors import ConfigError
+from ..parts.query_key.costs import attention_flops, flops_target
 from .curves import LayerCurve
 from .knapsack import Array, BudgetError, solve_knapsack
 

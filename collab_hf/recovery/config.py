@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from collab_hf.errors import ConfigError
+from ..modeling.errors import ConfigError
 
 Trainable = Literal["factors", "attention", "all"]
 Pooling = Literal["auto", "mean", "cls", "none"]

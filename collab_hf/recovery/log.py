@@ -11,7 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from collab_hf.errors import ConfigError, RecoveryError
+from ..errors import RecoveryError
+from ..modeling.errors import ConfigError
 
 
 class RunLog:

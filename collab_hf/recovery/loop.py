@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from collab_hf.errors import RecoveryError
-
+from ..errors import RecoveryError
 from .config import RecoveryConfig, RecoveryReport
 from .log import RunLog, check_drawing, draw_curve, read_log
 from .losses import Loss, loss_of

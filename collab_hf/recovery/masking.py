@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from collab_hf.errors import RecoveryError
+from ..errors import RecoveryError
 
 
 def mask_tokens(

@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from collab_hf.errors import RecoveryError
-
+from ..errors import RecoveryError
 from .config import LossWeights, Pooling
 
 # Outputs that hold one tensor per layer, and the input that says which of their tokens are padding.

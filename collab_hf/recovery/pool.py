@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from collab_hf.errors import RecoveryError
-
+from ..errors import RecoveryError
 from .losses import Targets, targets_of
 from .outputs import Wanted, move
 from .processes import Processes, batch_length

@@ -10,7 +10,8 @@ from accelerate import PartialState
 from accelerate.utils import parse_choice_from_env, reduce
 from torch import Tensor
 
-from collab_hf.errors import ConfigError, RecoveryError
+from ..errors import RecoveryError
+from ..modeling.errors import ConfigError
 
 
 class Processes:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from collab_hf.errors import RecoveryError
+from ..errors import RecoveryError
 
 _TENSORS, _VALUES = "tensors.safetensors", "state.json"
 _NAME = re.compile(r"step-(\d{8})")

@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from torch import nn
 from transformers import PreTrainedModel
 
-from collab_hf.attention import CollabAttention
-from collab_hf.errors import FamilyError
-from collab_hf.reconstruction import factor_parameters
-
+from ..errors import FamilyError
+from ..modeling.attention import CollabAttention
 from .config import Trainable
+from .reconstruction import factor_parameters
 
 
 def trainable_parameters(student: nn.Module, which: Trainable) -> dict[str, nn.Parameter]:

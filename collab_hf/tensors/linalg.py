@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from collab_hf.errors import DecompositionError
+from ..errors import DecompositionError
 
 
 def fix_signs(columns: Tensor) -> Tensor:

@@ -8,9 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from collab_hf.config import AttentionShape
-from collab_hf.errors import DecompositionError
-
+from ..errors import DecompositionError
+from ..modeling.plan import AttentionShape
 from .linalg import top_eigenvectors
 from .whitening import Metric
 

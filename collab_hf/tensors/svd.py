@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from collab_hf.errors import RankError
-
+from ..modeling.errors import RankError
 from .linalg import product_svd
 from .score_tensor import ScoreTensor
 from .solution import Solution, relative

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from collab_hf.config import LayerPlan
-from collab_hf.errors import DecompositionError
-
+from ..errors import DecompositionError
+from ..modeling.plan import LayerPlan
 from .score_tensor import ScoreTensor
 from .solution import Solution, relative
 

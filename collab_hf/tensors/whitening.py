@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from collab_hf.errors import DecompositionError
-
+from ..errors import DecompositionError
 from .moments import Moments
 
 # Least damping, relative to the mean variance. With fewer samples than dimensions the covariance is singular;

@@ -1,0 +1,243 @@
+"""Check that a compressed checkpoint is whole, loads anywhere, and how far it is from its original."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..errors import DataError
+from ..modeling import modeling_collab
+from ..modeling.attention import CollabAttention
+from ..modeling.errors import CheckpointError
+from ..modeling.families import relative_name
+from ..modeling.mixing import CoreMixing, SelectionMixing
+from ..recipe import REPORT_FILE
+from . import fresh_load
+from .load import load_model
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two models' outputs are apart on the same inputs, padding left out.
+
+    Attributes:
+        maximum: largest absolute difference.
+        mean: mean absolute difference.
+        relative: ||y - y_ref||_F / ||y_ref||_F.
+    """
+
+    maximum: float
+    mean: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked and found right.
+
+    Attributes:
+        layers: converted attention layers.
+        factors: tensors they hold.
+        qk_parameters: numbers in those tensors that are trained.
+        package_loads: whether a fresh process with collab_hf loaded it.
+        code_loads: whether a fresh process without collab_hf loaded it with the code that it ships; None
+            where that code is not this version's and was not allowed to run.
+        difference: from the original's outputs; None where no original was given.
+    """
+
+    layers: int
+    factors: int
+    qk_parameters: int
+    package_loads: bool
+    code_loads: bool | None
+    difference: Difference | None
+
+
+def verify_checkpoint(
+    directory: Path,
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    model: PreTrainedModel | None = None,
+    original: PreTrainedModel | None = None,
+    trust_remote_code: bool = False,
+) -> Verification:
+    """Check every factor of a compressed checkpoint, and load it in fresh processes.
+
+    Args:
+        directory: the checkpoint.
+        batches: inputs to compare outputs on.
+        model: the checkpoint as `load_model` gives it on the CPU; None to load it here.
+        original: the model that was compressed, on the CPU in eval mode, to compare with.
+        trust_remote_code: whether the code in the checkpoint may run where it is not this version's own.
+
+    Returns:
+        What was found.
+
+    Raises:
+        CheckpointError: not compressed, a factor missing, of a wrong shape or not finite, or a fresh process
+            that does not load it or gives other outputs.
+        DataError: no batches, or outputs that can't be compared with the original's.
+    """
+    if model is None:
+        model = load_model(directory, trust_remote_code=trust_remote_code)
+    layers = _check_layers(model, directory)
+    inputs = {f"{i}.{name}": t for i, batch in enumerate(batches) for name, t in batch.items()}
+    if not inputs:
+        raise DataError("verification needs at least one batch of inputs, got none")
+    outputs = fresh_load.run_batches(model, inputs)
+    routes = ("package", "code") if _ships_our_code(directory) or trust_remote_code else ("package",)
+    _check_fresh(directory, routes, inputs, outputs)
+    tensors = [t for layer in layers for t in _factors(layer).values()]
+    trained = sum(t.numel() for t in tensors if t.is_floating_point())
+    difference = None
+    if original is not None:
+        difference = compare_outputs(outputs, fresh_load.run_batches(original, inputs), inputs)
+    code_loads = True if "code" in routes else None
+    return Verification(len(layers), len(tensors), trained, True, code_loads, difference)
+
+
+def compare_outputs(
+    outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor], inputs: Mapping[str, Tensor]
+) -> Difference:
+    """Compare outputs batch by batch, padding left out.
+
+    Args:
+        outputs: by `<batch>`.
+        expected: the same for the reference.
+        inputs: what both were given, by `<batch>.<name>`.
+
+    Returns:
+        The difference over all batches.
+
+    Raises:
+        DataError: outputs of different shapes, or not finite.
+    """
+    errors, references = [], []
+    for number, output in outputs.items():
+        reference = expected[number]
+        if output.shape != reference.shape:
+            raise DataError(
+                "the original gives outputs of another shape, "
+                f"{list(reference.shape)} instead of {list(output.shape)}"
+            )
+        mask = inputs.get(f"{number}.attention_mask")
+        if mask is not None and mask.shape == output.shape[:-1]:
+            output, reference = output[mask.bool()], reference[mask.bool()]
+        errors.append((output - reference).double().flatten())
+        references.append(reference.double().flatten())
+    error, norm = torch.cat(errors), torch.cat(references).norm()
+    if not torch.isfinite(error).all():
+        raise DataError("the outputs are not finite")
+    size = error.abs()
+    return Difference(size.max().item(), size.mean().item(), (error.norm() / norm).item())
+
+
+def _check_layers(model: PreTrainedModel, directory: Path) -> list[CollabAttention]:
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise CheckpointError(f"{name} in {directory} is not finite")
+    named = {n: m for n, m in model.named_modules() if isinstance(m, CollabAttention)}
+    if not named:
+        raise CheckpointError(f"{directory} is not compressed: no layer of it is a collaborative attention")
+    for name, layer in named.items():
+        _check_layer(layer, relative_name(model, name))
+    _check_report(list(named.values()), directory)
+    return list(named.values())
+
+
+def _check_layer(layer: CollabAttention, name: str) -> None:
+    """Shapes were checked against config.json by loading; their number and the indices are not."""
+    family, plan, mixing = layer.collab_family, layer.collab_plan, layer.mixing
+    shape = family.shape(layer)
+    plan.check(shape, name)
+    count = sum(t.numel() for t in _factors(layer).values() if t.is_floating_point())
+    if count != plan.num_parameters(shape):
+        raise CheckpointError(
+            f"the factors of {name} hold {count} numbers, config.json says {plan.num_parameters(shape)}"
+        )
+    if isinstance(mixing, SelectionMixing) and not _within(mixing.index, -1, mixing.query_rank):
+        raise CheckpointError(f"mixing.index of {name} must be between -1 and {mixing.query_rank - 1}")
+    group = mixing.group if isinstance(mixing, CoreMixing) else None
+    if group is not None and not _within(group, 0, plan.key_groups):
+        raise CheckpointError(f"mixing.group of {name} must be between 0 and {plan.key_groups - 1}")
+
+
+def _factors(layer: CollabAttention) -> dict[str, Tensor]:
+    family = layer.collab_family
+    parts: dict[str, nn.Module] = {"query": family.projection(layer, "query"), "mixing": layer.mixing}
+    if not family.lacks_key(layer):
+        parts["key"] = family.projection(layer, "key")
+    return {f"{part}.{name}": t for part, m in parts.items() for name, t in m.state_dict().items()}
+
+
+def _within(index: Tensor, least: int, end: int) -> bool:
+    return bool(((index >= least) & (index < end)).all())
+
+
+def _check_report(layers: list[CollabAttention], directory: Path) -> None:
+    """Compare with the report that `collab-hf compress` left, if any."""
+    path = directory / REPORT_FILE
+    if not path.is_file():
+        return
+    try:
+        reported = json.loads(path.read_text(encoding="utf-8"))["layers"]
+        wanted = sum(row["qk_parameters_after"] for row in reported if row["method"] != "dense")
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a report of collab_hf: {error}") from error
+    found = sum(t.numel() for layer in layers for t in _factors(layer).values() if t.is_floating_point())
+    if found != wanted:
+        raise CheckpointError(f"{directory} has {found} query/key parameters, {REPORT_FILE} says {wanted}")
+
+
+def _ships_our_code(directory: Path) -> bool:
+    """Whether the code in a checkpoint is, byte for byte, this version's."""
+    home = Path(modeling_collab.__file__).parent
+    shipped = {file.name: file.read_bytes() for file in directory.glob("*.py")}
+    for name in ("configuration_collab.py", "modeling_collab.py"):
+        if name not in shipped:
+            raise CheckpointError(f"{directory} lacks {name}, so it does not load where collab_hf is missing")
+    return all((home / n).is_file() and (home / n).read_bytes() == code for n, code in shipped.items())
+
+
+def _check_fresh(
+    directory: Path, routes: Iterable[str], inputs: dict[str, Tensor], expected: Mapping[str, Tensor]
+) -> None:
+    """Load in new processes, one for each route, and compare outputs bit for bit."""
+    with tempfile.TemporaryDirectory() as scratch:
+        given = Path(scratch) / "inputs.safetensors"
+        save_file({name: t.contiguous() for name, t in inputs.items()}, given)
+        started = {route: _start_fresh(directory, route, given, Path(scratch) / route) for route in routes}
+        complaints = {route: process.communicate()[1] for route, process in started.items()}
+        for route, process in started.items():
+            how = "with collab_hf" if route == "package" else "without collab_hf, by its own code"
+            if process.returncode:
+                reason = (complaints[route].strip().splitlines() or ["no message"])[-1]
+                raise CheckpointError(f"{directory} does not load in a fresh process {how}: {reason}")
+            outputs = load_file(Path(scratch) / route / "outputs.safetensors")
+            if any(not torch.equal(outputs[number], output) for number, output in expected.items()):
+                raise CheckpointError(f"{directory} gives other outputs in a fresh process {how}")
+
+
+def _start_fresh(directory: Path, route: str, given: Path, place: Path) -> subprocess.Popen[str]:
+    place.mkdir()
+    # As many threads as here: sums split otherwise differ in the last bit. Copied code is not kept.
+    settings = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_MODULES_CACHE": str(place)}
+    script, answered = fresh_load.__file__, place / "outputs.safetensors"
+    return subprocess.Popen(
+        [sys.executable, "-P", script, route, str(directory), str(given), str(answered)],
+        env={**os.environ, **settings},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )

@@ -1,0 +1,5 @@
+"""The Hub: fetching what belongs to a model, publishing it, and its card."""
+
+from .push import push
+
+__all__ = ["push"]

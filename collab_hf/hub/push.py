@@ -1,0 +1,270 @@
+"""Publish compressed checkpoints on the Hugging Face Hub, and fetch what belongs to one from there."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
+from huggingface_hub.errors import (  # type: ignore[attr-defined]
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,  # of the HTTP client, whichever this version uses
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from transformers import PreTrainedModel
+
+from ..errors import HubError
+from ..modeling.errors import CheckpointError, ConfigError
+from .card import CARD_FILE, CardFacts, card_metadata, make_card
+
+# Weights in every form that the Hub has: what a compression writes anew, and what a push replaces as a whole.
+WEIGHT_FILES = (
+    *("*.safetensors", "*.bin", "*.index.json", "*.h5", "*.msgpack", "*.ot", "*.gguf", "*.tflite", "*.ckpt"),
+    *("*.onnx", "*.onnx_data", "*.mlmodel", "*.mlpackage/*", "onnx/*", "openvino/*", "coreml/*"),
+)
+# A lost connection is tried again after so many seconds; files that arrived are not sent twice.
+_PAUSES = (1.0, 3.0)
+
+
+def push(
+    directory: Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    message: str | None = None,
+    token: str | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+    bench: Mapping[str, Any] | None = None,
+    export: Mapping[str, Any] | None = None,
+    keep_card: bool = False,
+) -> str:
+    """Publish a compressed checkpoint, in one commit.
+
+    The large files travel first and become visible with the commit alone, so that a lost connection leaves
+    the repository as it was; the same call then sends what had not arrived.
+
+    Args:
+        directory: as `collab-hf compress` or `save_pretrained` wrote it.
+        repo_id: `owner/name`, or `name` for a repository of your own; made if it is not there.
+        private: whether a new repository is private; None for the owner's default.
+        revision: branch to publish on, made if it is not there; None for main.
+        message: of the commit.
+        token: access token; None for HF_TOKEN, or the one that `hf auth login` stored.
+        evaluation: what `collab-hf evaluate --json` printed, for the card.
+        bench: what `collab-hf bench --json` printed, for the card.
+        export: what `collab-hf export --json` printed, for the card.
+        keep_card: whether a card that the repository has stays as it is.
+
+    Returns:
+        URL of the commit.
+
+    Raises:
+        CheckpointError: directory is not a complete compressed checkpoint.
+        ConfigError: a name that no repository can have.
+        HubError: no token, no right to write, or no connection.
+    """
+    files = _files(directory)
+    api = HfApi(token=token)
+    with _plain_errors(repo_id):
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision not in (None, "main"):
+            api.create_branch(repo_id, branch=str(revision), exist_ok=True)
+        additions = [CommitOperationAdd(name, file) for name, file in files.items() if name != CARD_FILE]
+        if not (keep_card and api.file_exists(repo_id, CARD_FILE, revision=revision)):
+            card = _card(directory, repo_id, {"evaluation": evaluation, "bench": bench, "export": export})
+            additions.append(CommitOperationAdd(CARD_FILE, card.encode()))
+        # create_commit, as upload_folder makes several commits where hf_xet is installed
+        for pause in (*_PAUSES, None):
+            try:
+                present = api.list_repo_files(repo_id, revision=revision)
+                stale = [
+                    CommitOperationDelete(name)
+                    for name in present
+                    if name not in files and any(fnmatch(name, pattern) for pattern in WEIGHT_FILES)
+                ]
+                commit = api.create_commit(
+                    repo_id,
+                    [*additions, *stale],
+                    commit_message=message or f"Publish {repo_id.rpartition('/')[2]}",
+                    revision=revision,
+                )
+                return str(commit.commit_url)
+            except (HTTPError, RuntimeError) as error:
+                if pause is None or not _passes(error):
+                    raise
+                time.sleep(pause)
+    raise AssertionError  # the last pause is None
+
+
+def push_model(
+    model: PreTrainedModel,
+    repo_id: str,
+    *,
+    commit_message: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    max_shard_size: int | str = "50GB",
+    **ignored: Any,
+) -> str:
+    """What `model.push_to_hub` does: the weights, the code, and a card where the repository has none yet.
+
+    Args:
+        model: a compressed model.
+        repo_id: as for `push`.
+        commit_message: as for `push`.
+        private: as for `push`.
+        revision: as for `push`.
+        token: as for `push`; True for the environment's.
+        max_shard_size: size of one file of weights at most.
+        **ignored: what transformers takes besides.
+
+    Returns:
+        URL of the commit.
+
+    Raises:
+        ConfigError: a name that no repository can have.
+        HubError: no token, no right to write, or no connection.
+    """
+    key = token if isinstance(token, str) else None
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch) / repo_id.rpartition("/")[2]
+        model.save_pretrained(directory, max_shard_size=max_shard_size)
+        return push(
+            directory,
+            repo_id,
+            private=private,
+            revision=revision,
+            message=commit_message,
+            token=key,
+            keep_card=True,
+        )
+
+
+def fetch_files(
+    name: str | Path, *, revision: str | None = None, subfolder: str = "", token: str | None = None
+) -> Path:
+    """A local directory with what belongs to a checkpoint besides its weights.
+
+    Args:
+        name: a local directory, which is returned as it is, or an id on the Hub, whose files are downloaded
+            into the cache: tokenizer, image processor, generation config, sentence-transformers' modules,
+            card and licence.
+        revision: branch, tag or commit on the Hub.
+        subfolder: folder of the checkpoint inside the repository or directory.
+        token: access token for private repositories; None for the environment's.
+
+    Returns:
+        The checkpoint's directory.
+
+    Raises:
+        ConfigError: a name that no repository can have.
+        HubError: the repository can't be reached or read.
+    """
+    if Path(name).is_dir():
+        return Path(name) / subfolder
+    with _plain_errors(str(name)):
+        folder = snapshot_download(
+            str(name),
+            revision=revision,
+            token=token,
+            allow_patterns=f"{subfolder}/*" if subfolder else None,
+            ignore_patterns=list(WEIGHT_FILES),
+        )
+    return Path(folder) / subfolder
+
+
+def _files(directory: Path) -> dict[str, Path]:
+    """What is published, by its name in the repository."""
+    facts = CardFacts.read(directory)
+    found = {
+        file.relative_to(directory).as_posix(): file
+        for file in sorted(directory.rglob("*"))
+        if file.is_file()
+    }
+    files = {
+        name: file
+        for name, file in found.items()
+        if not any(part.startswith(".") or part == "__pycache__" for part in Path(name).parts)
+    }
+    if facts.weight_bytes == 0:
+        raise CheckpointError(f"{directory} has no safetensors weights")
+    for reference in {"configuration_collab.", *dict(facts.config.get("auto_map", {})).values()}:
+        code = f"{str(reference).partition('.')[0]}.py"
+        if code not in files:
+            raise CheckpointError(
+                f"{directory} lacks {code}, which trust_remote_code needs; write it with save_pretrained"
+            )
+    return files
+
+
+def _card(directory: Path, repo_id: str, measured: Mapping[str, Mapping[str, Any] | None]) -> str:
+    """A card for the repository: the directory's own, edited perhaps, where it is one of ours."""
+    file = directory / CARD_FILE
+    ours = file.is_file() and "collab_hf" in (card_metadata(file.read_text("utf-8")).get("tags") or ())
+    if ours and not any(measured.values()):
+        # Written when the repository had no name yet.
+        return file.read_text("utf-8").replace(f'"{directory.resolve().name}"', f'"{repo_id}"')
+    return str(make_card(directory, repo_id=repo_id, **measured))
+
+
+def _passes(error: Exception) -> bool:
+    """Whether a later try may succeed: no answer at all, or the server's own failure."""
+    if isinstance(error, RuntimeError):
+        # What the upload of a large file raises, whatever happened to it.
+        return isinstance(error.__cause__, HTTPError) and _passes(error.__cause__)
+    if isinstance(error, HfHubHTTPError):
+        return error.response is not None and error.response.status_code >= 500
+    return True
+
+
+@contextmanager
+def _uploads_unwrapped() -> Iterator[None]:
+    """Raise what interrupted the upload of a large file, which huggingface_hub hides in a RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error.__cause__, HTTPError):
+            raise error.__cause__ from error
+        raise
+
+
+@contextmanager
+def _plain_errors(name: str) -> Iterator[None]:
+    """Turn what huggingface_hub raises into one sentence."""
+    try:
+        with _uploads_unwrapped():
+            yield
+    except HFValidationError as error:
+        raise ConfigError(f"{name!r} is not the name of a repository: {_line(error)}") from error
+    except LocalTokenNotFoundError as error:
+        raise HubError("no Hub token found; set HF_TOKEN or run `hf auth login`") from error
+    except RepositoryNotFoundError as error:
+        raise HubError(f"{name} is not on the Hub, or the token may not read it") from error
+    except HfHubHTTPError as error:
+        status = None if error.response is None else error.response.status_code
+        reasons = {
+            401: "the Hub refused the token; set HF_TOKEN or run `hf auth login`",
+            403: f"the token may not write to {name}",
+        }
+        raise HubError(reasons.get(status or 0, f"the Hub refused {name}: {_line(error)}")) from error
+    except OfflineModeIsEnabled as error:
+        raise HubError("the Hub is switched off here by HF_HUB_OFFLINE") from error
+    except (HTTPError, ConnectionError) as error:  # the latter from hf_xet, after it has tried for minutes
+        raise HubError(
+            f"lost the connection to the Hub ({_line(error)}); nothing of {name} became visible, and the "
+            "same command sends what has not arrived",
+        ) from error
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__

@@ -1,0 +1,1 @@
+"""How good, how fast and how redundant a model is."""

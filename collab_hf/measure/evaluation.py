@@ -1,0 +1,316 @@
+"""How good a model is, and how close it is to another: similarity, accuracy and agreement."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..calibration.examples import ExampleBatches, load_batches
+from ..errors import DataError
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How well the cosines of sentence embeddings follow human scores.
+
+    Attributes:
+        spearman: rank correlation, in [-1, 1].
+        pearson: linear correlation, in [-1, 1].
+        examples: number of pairs.
+    """
+
+    spearman: float
+    pearson: float
+    examples: int
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How often a classifier is right.
+
+    Attributes:
+        accuracy: share of right answers, in [0, 1].
+        examples: number of sentences.
+    """
+
+    accuracy: float
+    examples: int
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How close a model stays to a reference.
+
+    Attributes:
+        mean_cosine: mean over examples of the cosine between the two models' embeddings.
+        min_cosine: the least of them.
+        relative_error: ||H - H_ref||_F / ||H_ref||_F of the last hidden states, padding left out.
+        examples: number of texts or images.
+    """
+
+    mean_cosine: float
+    min_cosine: float
+    relative_error: float
+    examples: int
+
+
+def measure_similarity(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    pairs: Sequence[tuple[str, str]],
+    scores: Sequence[float],
+    *,
+    batch_size: int = 32,
+    max_length: int = 128,
+    progress: bool = False,
+) -> Similarity:
+    """Compare the cosines of mean-pooled sentence embeddings with human scores (STS-B and its kin).
+
+    Args:
+        model: a text encoder in eval mode, with or without a task head.
+        tokenizer: as AutoTokenizer gives it.
+        pairs: sentences to compare.
+        scores: one per pair, on any scale.
+        batch_size: sentences per batch.
+        max_length: tokens that a sentence is cut to.
+        progress: whether to draw a progress bar on stderr.
+
+    Returns:
+        Both correlations.
+
+    Raises:
+        DataError: fewer than two pairs, scores or cosines that are all equal, outputs that are not finite.
+        CalibrationError: a tokenizer that does not take text.
+    """
+    from scipy.stats import pearsonr, spearmanr  # here, since it takes half a second to import
+
+    if len(pairs) < 2 or len(set(scores)) < 2:
+        raise DataError(f"similarity needs at least two pairs with different scores, got {len(pairs)} pairs")
+    unique = list(dict.fromkeys(sentence for pair in pairs for sentence in pair))
+    batches, order = _batches_of_texts(unique, tokenizer, model, batch_size, max_length)
+    embedded = torch.cat([pool(*states) for states in _run(model, batches, progress)])
+    rows = {unique[index]: embedding for index, embedding in zip(order, embedded, strict=True)}
+    first, second = (torch.stack([rows[pair[side]] for pair in pairs]) for side in (0, 1))
+    cosines = F.cosine_similarity(first, second).double().numpy()
+    if cosines.max() - cosines.min() < 1e-6:  # what is left is rounding in float32
+        raise DataError("every pair has the same cosine, so there is no correlation to measure")
+    return Similarity(
+        float(spearmanr(cosines, scores).statistic), float(pearsonr(cosines, scores).statistic), len(pairs)
+    )
+
+
+def measure_accuracy(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    sentences: Sequence[str],
+    labels: Sequence[str],
+    *,
+    batch_size: int = 32,
+    max_length: int = 128,
+    progress: bool = False,
+) -> Accuracy:
+    """Count how often a sequence classifier's best label is the right one.
+
+    Args:
+        model: a model with a sequence classification head, in eval mode.
+        tokenizer: as AutoTokenizer gives it.
+        sentences: what to classify.
+        labels: one per sentence, a name of the model's `config.label2id` or a number.
+        batch_size: sentences per batch.
+        max_length: tokens that a sentence is cut to.
+        progress: whether to draw a progress bar on stderr.
+
+    Returns:
+        The accuracy.
+
+    Raises:
+        DataError: no classification head, no sentences, or a label that the model does not have.
+        CalibrationError: a tokenizer that does not take text.
+    """
+    if not sentences:
+        raise DataError("accuracy needs at least one sentence, got none")
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        raise DataError(f"accuracy needs a sequence classifier, got a {type(model).__name__}")
+    wanted = torch.tensor([_label_id(label, model.config) for label in labels])
+    batches, order = _batches_of_texts(sentences, tokenizer, model, batch_size, max_length)
+    with torch.inference_mode():
+        guesses = torch.cat(
+            [
+                model(**_placed(batch, model)).logits.argmax(-1).cpu()
+                for batch in tqdm(batches, desc="Evaluating", unit="batch", disable=not progress)
+            ]
+        )
+    return Accuracy((guesses == wanted[order]).double().mean().item(), len(sentences))
+
+
+def measure_agreement(
+    model: PreTrainedModel, reference: PreTrainedModel, batches: ExampleBatches, *, progress: bool = False
+) -> Agreement:
+    """Compare a model's embeddings and hidden states with a reference's, on the same inputs.
+
+    Args:
+        model: the model in question, in eval mode.
+        reference: the model it should equal, in eval mode.
+        batches: texts or images, as `load_batches` gives them.
+        progress: whether to draw a progress bar on stderr.
+
+    Returns:
+        Cosines of embeddings (text: mean of the last hidden states; images: the CLS state) and the error of
+        the hidden states.
+
+    Raises:
+        DataError: outputs of different shapes, or not finite.
+    """
+    cosines, error, norm = [], 0.0, 0.0
+    for (states, mask), (expected, _) in zip(
+        _run(model, batches, progress), _run(reference, batches, progress=False), strict=True
+    ):
+        if states.shape != expected.shape:
+            raise DataError(
+                f"the models' hidden states differ in shape: {list(states.shape)} and {list(expected.shape)}"
+            )
+        cosines.append(F.cosine_similarity(pool(states, mask), pool(expected, mask)))
+        weight = 1.0 if mask is None else mask.unsqueeze(-1)
+        error += ((states - expected) * weight).double().square().sum().item()
+        norm += (expected * weight).double().square().sum().item()
+    found = torch.cat(cosines)
+    return Agreement(found.mean().item(), found.min().item(), (error / norm) ** 0.5, len(found))
+
+
+def pool(states: Tensor, mask: Tensor | None) -> Tensor:
+    """One embedding per example.
+
+    Args:
+        states: last hidden states, (batch, tokens, hidden_size).
+        mask: (batch, tokens), 1 for real tokens; None for images.
+
+    Returns:
+        (batch, hidden_size): the mean over real tokens, or for images the first (CLS) state.
+    """
+    if mask is None:
+        return states[:, 0]
+    weight = mask.unsqueeze(-1).to(states.dtype)
+    return (states * weight).sum(1) / weight.sum(1)
+
+
+def read_table(path: Path, columns: Sequence[str], max_examples: int | None = None) -> list[tuple[str, ...]]:
+    """Read named columns of a tab-separated file whose first line names its columns.
+
+    Args:
+        path: UTF-8, without quoting.
+        columns: the columns to return.
+        max_examples: rows at most, spread evenly over the file; None for all.
+
+    Returns:
+        One tuple per row, in the order of columns; at least one row, no cell empty.
+
+    Raises:
+        DataError: no such file, a column missing, a row cut short or with an empty cell, no rows.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            found = list(reader.fieldnames or ())
+            if not set(columns) <= set(found):
+                raise DataError(
+                    f"{path} must have the tab-separated columns {', '.join(columns)}, "
+                    f"got {', '.join(found) or 'an empty file'}"
+                )
+            rows = []
+            for row in reader:
+                cells = tuple((row[column] or "").strip() for column in columns)
+                if not all(cells):
+                    raise DataError(f"{path}, line {reader.line_num}: every column needs a value")
+                rows.append(cells)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path} can't be read: {reason}") from error
+    if not rows:
+        raise DataError(f"{path} holds no example")
+    count = min(len(rows), max_examples or len(rows))
+    return [rows[index * len(rows) // count] for index in range(count)]
+
+
+def read_scores(path: Path, max_examples: int | None = None) -> tuple[list[tuple[str, str]], list[float]]:
+    """Read pairs of sentences with human scores.
+
+    Args:
+        path: a tab-separated file with the columns sentence1, sentence2, score.
+        max_examples: rows at most; None for all.
+
+    Returns:
+        The pairs, and one score each.
+
+    Raises:
+        DataError: as for `read_table`, or a score that is no finite number.
+    """
+    rows = read_table(path, ("sentence1", "sentence2", "score"), max_examples)
+    scores = []
+    for *_, score in rows:
+        try:
+            scores.append(float(score))
+        except ValueError:
+            raise DataError(f"a score in {path} must be a number, got {score!r}") from None
+        if not math.isfinite(scores[-1]):
+            raise DataError(f"a score in {path} must be finite, got {score}")
+    return [(first, second) for first, second, _ in rows], scores
+
+
+def _batches_of_texts(
+    texts: Sequence[str], tokenizer: Any, model: PreTrainedModel, batch_size: int, max_length: int
+) -> tuple[ExampleBatches, list[int]]:
+    """Batches of texts, shortest first, and which text each of their rows is."""
+    batches = load_batches(
+        texts,
+        tokenizer,
+        config=model.config,
+        batch_size=batch_size,
+        max_length=max_length,
+        max_examples=len(texts),
+    )
+    # The batches sort in their own way; which of two equal texts comes first is all one.
+    places: dict[str, list[int]] = {}
+    for index, text in enumerate(texts):
+        places.setdefault(text.strip(), []).append(index)
+    return batches, [places[text].pop() for text in batches.texts]
+
+
+def _run(
+    model: PreTrainedModel, batches: ExampleBatches, progress: bool
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Last hidden states in float32 on the CPU, and the mask of real tokens (None for images)."""
+    for batch in tqdm(batches, desc="Evaluating", unit="batch", disable=not progress):
+        with torch.inference_mode():
+            output = model.base_model(**_placed(batch, model))
+        states = output.last_hidden_state.float().cpu()
+        if not torch.isfinite(states).all():
+            raise DataError(f"the hidden states of {type(model).__name__} are not finite")
+        text = "input_ids" in batch
+        yield states, batch.get("attention_mask", torch.ones(states.shape[:2])) if text else None
+
+
+def _placed(batch: Mapping[str, Tensor], model: PreTrainedModel) -> dict[str, Tensor]:
+    return {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
+        for name, value in batch.items()
+    }
+
+
+def _label_id(label: str, config: Any) -> int:
+    known = {str(name): int(index) for name, index in (config.label2id or {}).items()}
+    index = known.get(label, int(label) if label.isdecimal() else -1)
+    if not 0 <= index < config.num_labels:
+        raise DataError(
+            f"label {label!r} is none of the model's {config.num_labels}: {', '.join(list(known)[:5])}, ..."
+        )
+    return index

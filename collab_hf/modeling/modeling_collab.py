@@ -1,0 +1,288 @@
+"""Collaborative versions of transformers' model classes, made on demand by name.
+
+`CollabBertForMaskedLM` is `BertForMaskedLM` with the attention layers named in `config.collab` converted.
+Saved checkpoints name these classes in `auto_map` and ship this file with the ones it imports, so that they
+load with `trust_remote_code=True` where collab_hf is not installed. It imports torch and transformers alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
+from transformers.models.auto import modeling_auto
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
+
+from . import configuration_collab
+from .attention import CollabAttention, convert_
+from .configuration_collab import FORMAT, config_class
+from .errors import CheckpointError, ConfigError
+from .families import FAMILIES, attention_layers, relative_name
+from .mixing import SelectionMixing
+from .plan import LayerPlan
+
+_CLASSES: dict[str, type[PreTrainedModel]] = {}
+
+
+class _CollabModel:
+    """Mixed in before the host's model class."""
+
+    def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        apply_plans_(self, read_plans(config))  # type: ignore[arg-type]
+        # The host initialised its own layers; what has taken their place since is still empty memory.
+        for attention in [m for m in self.modules() if isinstance(m, CollabAttention)]:  # type: ignore[attr-defined]
+            for module in attention.modules():
+                self._init_weights(module)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)  # type: ignore[misc]
+        if isinstance(module, CollabAttention):
+            std = getattr(self.config, "initializer_range", 0.02)  # type: ignore[attr-defined]
+            for name, parameter in module.mixing.named_parameters():
+                if name == "bias":
+                    init.zeros_(parameter)
+                elif name == "weight":
+                    init.ones_(parameter)
+                else:
+                    init.normal_(parameter, std=std)
+            if isinstance(module.mixing, SelectionMixing):
+                index = torch.arange(module.mixing.index.numel()) % module.mixing.query_rank
+                init.copy_(module.mixing.index, index.view_as(module.mixing.index))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        *args: Any,
+        output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Load as transformers does, and be strict about the factors.
+
+        Args:
+            *args: as for PreTrainedModel.
+            output_loading_info: whether to return the loading report too.
+            ignore_mismatched_sizes: whether weights of another shape, such as another task's head, may be
+                initialised anew; never the factors.
+            **kwargs: as for PreTrainedModel.
+
+        Returns:
+            The model, or the model and the loading report.
+
+        Raises:
+            CheckpointError: a factor is missing, unknown or has another shape than config.json says.
+        """
+        # Always lenient here, since transformers' own refusal does not name the weight.
+        model, info = super().from_pretrained(  # type: ignore[misc]
+            *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+        check_factors(model, info)
+        if info["mismatched_keys"] and not ignore_mismatched_sizes:
+            name, found, expected = min(info["mismatched_keys"])
+            raise CheckpointError(
+                f"{name} has shape {tuple(found)} in the checkpoint and {tuple(expected)} in the model; pass "
+                "ignore_mismatched_sizes=True to initialise it anew"
+            )
+        return (model, info) if output_loading_info else model
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Publish as transformers does, where collab_hf is installed with a card of what was done.
+
+        Args:
+            *args: as for PreTrainedModel.
+            **kwargs: as for PreTrainedModel.
+
+        Returns:
+            URL of the commit.
+        """
+        if configuration_collab.on_push is None or kwargs.get("create_pr"):
+            return super().push_to_hub(*args, **kwargs)  # type: ignore[misc]
+        return configuration_collab.on_push(self, *args, **kwargs)
+
+
+def model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The collaborative version of a model class.
+
+    Args:
+        base: a transformers model class, such as BertForMaskedLM.
+
+    Returns:
+        A subclass named `Collab` + the base's name.
+    """
+    name = "Collab" + base.__name__
+    if name not in _CLASSES:
+        base_config = _config_class_of(base)
+        members = {
+            "__doc__": base.__doc__,
+            "__module__": __name__,
+            "__qualname__": name,
+            "config_class": config_class(base_config),
+        }
+        _CLASSES[name] = type(name, (_CollabModel, base), members)
+        # Renamed weights (ViT's, say) are looked up by class name, and classes of others are skipped.
+        renaming = get_checkpoint_conversion_mapping(base.__name__) or get_checkpoint_conversion_mapping(
+            base_config.model_type
+        )
+        if renaming:
+            register_checkpoint_conversion_mapping(name, renaming, overwrite=True)
+    return _CLASSES[name]
+
+
+def _config_class_of(model: type[PreTrainedModel]) -> type[PreTrainedConfig]:
+    if model.config_class is None:
+        raise ConfigError(f"{model.__name__} has no config class")
+    return model.config_class
+
+
+def __getattr__(name: str) -> type[PreTrainedModel]:
+    """Resolve `CollabBertModel` and the like, as `auto_map` and pickles name them."""
+    host = name.removeprefix("Collab")
+    if name.startswith("Collab"):
+        for module in _modules_of_hosts():
+            base = getattr(module, host, None)
+            if isinstance(base, type) and issubclass(base, PreTrainedModel):
+                return model_class(base)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _modules_of_hosts() -> Iterator[Any]:
+    """Where transformers' model classes are: parts of models, such as Dinov2Encoder, are not at the top."""
+    yield transformers
+    for model_type in dict.fromkeys(t for family in FAMILIES.values() for t in family.model_types):
+        yield importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
+
+
+def auto_map(model_type: str) -> dict[str, str]:
+    """Which collaborative class each Auto class stands for.
+
+    Args:
+        model_type: the base config's, such as `bert`.
+
+    Returns:
+        `AutoModelForMaskedLM` -> `modeling_collab.CollabBertForMaskedLM`, and so on.
+    """
+    found = {}
+    for auto_name, auto_class in vars(modeling_auto).items():
+        names = getattr(getattr(auto_class, "_model_mapping", None), "_model_mapping", None)
+        if isinstance(auto_class, type) and names and model_type in names:
+            entry = names[model_type]
+            host = entry if isinstance(entry, str) else entry[0]
+            found[auto_name.lstrip("_")] = f"modeling_collab.Collab{host}"
+    return found
+
+
+def read_plans(config: PreTrainedConfig) -> dict[str, LayerPlan]:
+    """The layers' forms as config.json has them.
+
+    Args:
+        config: a collaborative config.
+
+    Returns:
+        Plan by the layer's name relative to the base model.
+
+    Raises:
+        ConfigError: the settings are malformed, or of a newer format.
+    """
+    settings = getattr(config, "collab", None) or {}
+    version = settings.get("format", FORMAT)
+    if not isinstance(version, int) or version > FORMAT:
+        raise ConfigError(
+            f"this checkpoint has collab format {version}, newer than {FORMAT}; update collab_hf"
+        )
+    return {name: LayerPlan.from_dict(values, name) for name, values in settings.get("layers", {}).items()}
+
+
+def apply_plans_(model: PreTrainedModel, plans: dict[str, LayerPlan]) -> None:
+    """Convert the dense attention layers that plans name, in place; factors are left uninitialised.
+
+    Args:
+        model: a transformers model.
+        plans: plan by the layer's name relative to the base model.
+
+    Raises:
+        ConfigError: a plan names no attention layer of this model, or does not fit it.
+    """
+    layers = {name: (module, family) for name, module, family in attention_layers(model)}
+    unknown = sorted(set(plans) - set(layers))
+    if unknown:
+        raise ConfigError(
+            f"config.json has collab settings for {unknown[0]}, which is no attention layer here"
+        )
+    for name, plan in plans.items():
+        module, family = layers[name]
+        plan.check(family.shape(module), name)
+        convert_(module, plan)
+    if plans:
+        _forget_renaming(model)
+
+
+def _forget_renaming(model: PreTrainedModel) -> None:
+    """Drop the weight renaming that was looked up for the host's class, when the host was built or loaded."""
+    vars(model)["_weight_conversions"] = None
+
+
+def adopt_(model: PreTrainedModel, plans: dict[str, LayerPlan]) -> None:
+    """Give a model whose layers are converted its collaborative class and config, in place.
+
+    Args:
+        model: a transformers model; its inner models are adopted too.
+        plans: plan by the layer's name relative to the base model, written into the config.
+    """
+    for inner in [m for m in model.modules() if isinstance(m, PreTrainedModel)]:
+        inner.__class__ = model_class(type(inner))
+        # The registry of outputs that can be recorded goes by class.
+        _CAN_RECORD_REGISTRY[inner] = inner._can_record_outputs
+        _forget_renaming(inner)
+        config = inner.config
+        if not isinstance(config, _config_class_of(type(inner))):
+            base_type = config.model_type
+            config.__class__ = config_class(type(config))
+            config.collab = {
+                "format": FORMAT,
+                "layers": {name: plan.to_dict() for name, plan in plans.items()},
+            }
+            config.auto_map = auto_map(base_type)
+            if configuration_collab.on_config is not None:
+                configuration_collab.on_config(type(config).__mro__[1])
+
+
+def check_factors(model: PreTrainedModel, info: dict[str, Any]) -> None:
+    """Refuse a loaded model whose factors did not all come from the checkpoint.
+
+    Args:
+        model: the loaded model.
+        info: transformers' loading report.
+
+    Raises:
+        CheckpointError: names the factors.
+    """
+    prefixes = tuple(
+        f"{relative_name(model, name)}."
+        for name, module in model.named_modules()
+        if isinstance(module, CollabAttention)
+    )
+    problems = []
+    for kind, keys in (
+        ("missing", "missing_keys"),
+        ("unknown", "unexpected_keys"),
+        ("wrong-shaped", "mismatched_keys"),
+    ):
+        names = [key if isinstance(key, str) else key[0] for key in info.get(keys, ())]
+        bad = sorted(n for n in names if relative_name(model, n).startswith(prefixes))
+        if bad:
+            more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+            problems.append(f"{kind} factor {bad[0]}{more}")
+    if problems and prefixes:
+        raise CheckpointError(f"the checkpoint does not fit its config.json: {', '.join(problems)}")

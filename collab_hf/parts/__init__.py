@@ -1,0 +1,1 @@
+"""What surgery can make smaller, one folder each."""

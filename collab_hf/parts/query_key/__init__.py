@@ -1,0 +1,1 @@
+"""Query and key projections of all heads, in shared form."""

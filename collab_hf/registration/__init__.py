@@ -1,0 +1,1 @@
+"""Makes other libraries know the collaborative classes."""

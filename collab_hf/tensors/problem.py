@@ -1,0 +1,240 @@
+"""`decompose`: one call for every method, on weights or on what the softmax sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import DecompositionError
+from ..modeling.errors import RankError
+from ..modeling.mixing import build_mixing
+from ..modeling.plan import LayerPlan
+from .cp import decompose_cp
+from .factors import SharedFactors
+from .grouped_tucker import decompose_grouped_tucker
+from .moments import Moments
+from .score_tensor import ScoreTensor
+from .solution import Solution
+from .sparse_cp import decompose_sparse_cp
+from .svd import decompose_svd
+from .tensorly_solver import solve_with_tensorly
+from .tucker import TuckerRanks, decompose_tucker
+from .whitening import Metric
+
+
+def decompose(
+    scores: ScoreTensor,
+    plan: LayerPlan,
+    *,
+    query_moments: Moments | None = None,
+    key_moments: Moments | None = None,
+    damping: float = 1e-3,
+    precision: Literal["float64", "float32"] = "float64",
+    solver: str | None = None,
+    seed: int = 0,
+    max_sweeps: int | None = None,
+    tol: float = 1e-4,
+) -> SharedFactors:
+    """Give a layer's query and key the shared form that a plan describes.
+
+    With moments, the expected squared error of the scores that the softmax sees is minimised (values that
+    depend on the query token alone drop out of it), and the part of the error that the mean input causes
+    becomes content bias, exactly. Without moments, the error of the weights is minimised.
+
+    Args:
+        scores: the dense layer's per-head factors, not divided by sqrt(head_dim).
+        plan: method and ranks.
+        query_moments: mean and covariance of the input of the query projection, or None.
+        key_moments: the same of the key projection's input; that of the query where None.
+        damping: added to the covariances' diagonal, relative to its mean (dimensionless, >= 0).
+        precision: dtype inside the solvers and of the result.
+        solver: None for the structured solvers, or a tensorly decomposition such as `tensorly.parafac`.
+        seed: seed of every random choice.
+        max_sweeps: most sweeps of the alternating solvers; None takes each solver's own.
+        tol: smallest fall of the relative error per sweep that goes on, as a share of the error.
+
+    Returns:
+        Factors on the scores' device. Their plan is the one given, save that svd narrows score_width to the
+        rank of its widest head. relative_error is whitened where moments are given, and with a folded content
+        bias it includes the error of that bias.
+
+    Raises:
+        RankError: a rank that the layer can't have.
+        ConfigError: an unknown method or content bias.
+        DecompositionError: moments that do not fit the weights or are not finite, or a solver that failed.
+    """
+    problem = Problem.prepare(
+        scores, query_moments=query_moments, key_moments=key_moments, damping=damping, precision=precision
+    )
+    return problem.solve(plan, solver=solver, seed=seed, max_sweeps=max_sweeps, tol=tol)
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """One layer in the coordinates that its data give, ready to be solved in several forms.
+
+    What does not depend on the form is worked out once: whitening here, and the leading subspaces, which
+    `ScoreTensor` keeps.
+
+    Attributes:
+        scores: the layer as a function of centred queries.
+        query_metric: metric of the query projection's input.
+        key_metric: metric of the key projection's input.
+        mean: mean input of the query projection, (D,).
+    """
+
+    scores: ScoreTensor
+    query_metric: Metric
+    key_metric: Metric
+    mean: Tensor
+
+    @classmethod
+    def prepare(
+        cls,
+        scores: ScoreTensor,
+        *,
+        query_moments: Moments | None = None,
+        key_moments: Moments | None = None,
+        damping: float = 1e-3,
+        precision: Literal["float64", "float32"] = "float64",
+    ) -> Problem:
+        """Centre a layer's inputs and find their metrics.
+
+        Args:
+            scores: as for `decompose`.
+            query_moments: as for `decompose`.
+            key_moments: as for `decompose`.
+            damping: as for `decompose`.
+            precision: as for `decompose`.
+
+        Returns:
+            The problem.
+        """
+        scores = scores.to(getattr(torch, precision))
+        if key_moments is None and scores.shape.key_size == scores.shape.query_size:
+            key_moments = query_moments
+        mean = scores.query.new_zeros(scores.shape.query_size)
+        if query_moments is not None:
+            mean = query_moments.mean.to(mean)
+            scores = scores.absorb_mean(mean)
+        query_metric = Metric.from_moments(query_moments, damping, scores.query)
+        shared = key_moments is query_moments and scores.shape.key_size == scores.shape.query_size
+        key_metric = query_metric if shared else Metric.from_moments(key_moments, damping, scores.key)
+        return cls(scores, query_metric, key_metric, mean)
+
+    @cached_property
+    def folded(self) -> ScoreTensor:
+        """The whitened tensor with its content bias, zeros where the layer has none."""
+        whitened = self.scores.whiten(self.query_metric, self.key_metric)
+        if whitened.query_bias is not None:
+            return whitened
+        return replace(whitened, query_bias=whitened.query.new_zeros(whitened.query.shape[::2]))
+
+    @cached_property
+    def exact(self) -> ScoreTensor:
+        """The whitened tensor without content bias, which is added to the scores as it is."""
+        return self.folded.without_bias()
+
+    @torch.no_grad()
+    def solve(
+        self,
+        plan: LayerPlan,
+        *,
+        solver: str | None = None,
+        seed: int = 0,
+        max_sweeps: int | None = None,
+        tol: float = 1e-4,
+    ) -> SharedFactors:
+        """Give the layer one form.
+
+        Args:
+            plan: as for `decompose`.
+            solver: as for `decompose`.
+            seed: as for `decompose`.
+            max_sweeps: as for `decompose`.
+            tol: as for `decompose`.
+
+        Returns:
+            The factors.
+        """
+        _check(plan, self.scores)
+        if plan.tied and self.key_metric is not self.query_metric:
+            raise DecompositionError("tied queries and keys need the moments of one input, got two")
+        whitened = self.exact if plan.content_bias == "exact" else self.folded
+        if solver is None:
+            solution = _solve(whitened, plan, seed, max_sweeps, tol)
+        else:
+            solution = solve_with_tensorly(whitened, plan, solver, seed, max_sweeps, tol)
+        solution = replace(
+            solution,
+            shared_query=(query := self.query_metric.unwhiten(solution.shared_query)),
+            shared_key=query if plan.tied else self.key_metric.unwhiten(solution.shared_key),
+        )
+        return _assemble(self.scores, plan, solution, self.mean)
+
+
+def _check(plan: LayerPlan, scores: ScoreTensor) -> None:
+    """Refuse plans that the solvers can't follow."""
+    plan.check(scores.shape)
+    if plan.method != "tucker" and plan.key_rank != plan.query_rank:
+        raise RankError(
+            f"key_rank must equal query_rank for {plan.method}, got {plan.key_rank} and {plan.query_rank}"
+        )
+    if plan.head_rank is not None and plan.score_width < plan.key_rank // plan.key_groups:
+        raise RankError(
+            f"score_width must be key_rank / key_groups with head_rank, got {plan.score_width} and "
+            f"{plan.key_rank // plan.key_groups}"
+        )
+    full_rank, head_dim = scores.shape.full_rank, scores.shape.head_dim
+    if plan.method == "copy" and (plan.query_rank, plan.score_width) != (full_rank, head_dim):
+        raise RankError(
+            f"rank and score_width must be {full_rank} and {head_dim} for copy, "
+            f"got {plan.query_rank} and {plan.score_width}"
+        )
+
+
+def _solve(scores: ScoreTensor, plan: LayerPlan, seed: int, max_sweeps: int | None, tol: float) -> Solution:
+    options: dict[str, Any] = {"tol": tol}
+    if max_sweeps is not None:
+        options["max_sweeps"] = max_sweeps
+    if plan.method == "cp" and plan.score_width < plan.query_rank:
+        return decompose_sparse_cp(scores, plan.query_rank, plan.score_width, **options)
+    if plan.method == "cp":
+        return decompose_cp(scores, plan.query_rank, **options)
+    if plan.method == "tucker" and (plan.key_groups > 1 or plan.head_rank is not None):
+        group_rank = plan.key_rank // plan.key_groups
+        sizes = plan.query_rank, group_rank, plan.key_groups, plan.head_rank
+        return decompose_grouped_tucker(scores, *sizes, seed=seed, **options)
+    if plan.method == "tucker":
+        ranks = TuckerRanks(plan.query_rank, plan.key_rank, plan.score_width, plan.tied)
+        return decompose_tucker(scores, ranks, **options)
+    if plan.method == "svd":
+        return decompose_svd(scores, plan.query_rank, min(plan.score_width, scores.shape.head_dim))
+    heads = scores.query.transpose(0, 1).flatten(1), scores.key.transpose(0, 1).flatten(1)
+    return Solution(*heads, {}, scores.query_bias, [0.0])
+
+
+def _assemble(scores: ScoreTensor, plan: LayerPlan, solution: Solution, mean: Tensor) -> SharedFactors:
+    """Build the mixing, and settle what the mean input leaves to the content bias."""
+    if plan.method == "svd":
+        plan = replace(plan, score_width=solution.mixing["index"].shape[1])
+    mixing = build_mixing(plan, scores.shape.num_heads).to(scores.query)
+    state = dict(solution.mixing)
+    if solution.bias is not None:
+        state["bias"] = solution.bias
+    mixing.load_state_dict(state)
+    factors = SharedFactors(
+        plan, solution.shared_query, solution.shared_key, mixing, None, solution.errors[-1]
+    )
+    # The scores' bias stands for inputs with their mean taken off; the mixing sees them with it.
+    mean_query = (mean @ factors.shared_query) @ mixing.query_maps().to(mean)  # (H, w)
+    if mixing.bias is not None:
+        mixing.bias.copy_(mixing.bias - mean_query)
+        return factors
+    right = factors.shared_key @ mixing.key_maps().to(mean)  # (H, E, w)
+    content_bias = scores.content_bias() - torch.einsum("hjw,hw->hj", right, mean_query)
+    return replace(factors, content_bias=content_bias)
