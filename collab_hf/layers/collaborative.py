@@ -8,63 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..config import AttentionShape, LayerPlan
 from ..errors import ConfigError, LayerError
+from ..modeling.plan import AttentionShape, LayerPlan
+from .cache import KeyValueCache
+from .checks import checked_dropout, checked_head_dim, describe
 from .core import attend
 from .initialisation import MixingInit, fill_projection_, initialise_
 from .masks import causal_mask, combine, padding_mask, to_internal
 from .scores import SharedScores, layer_plan
-
-
-class KeyValueCache:
-    """What a decoder keeps of the tokens before: shared keys, one set for all heads, and values.
-
-    Attributes:
-        key: (B, S, key_rank), with an exact content bias (B, S, key_rank + H); None before the first call.
-        value: (B, S, H * V), or None.
-    """
-
-    def __init__(self) -> None:
-        self.key: Tensor | None = None
-        self.value: Tensor | None = None
-
-    @property
-    def length(self) -> int:
-        """Number of tokens kept."""
-        return 0 if self.key is None else self.key.shape[1]
-
-    def append_(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep more tokens.
-
-        Args:
-            key: (B, T, width), as the attribute.
-            value: (B, T, H * V).
-
-        Returns:
-            Keys and values of all tokens so far.
-
-        Raises:
-            LayerError: another batch size or width than before.
-        """
-        if self.key is not None and self.value is not None:
-            for name, old, new in (("key", self.key, key), ("value", self.value, value)):
-                if old.shape[::2] != new.shape[::2]:
-                    raise LayerError(
-                        f"the cache holds a {name} of batch and width {tuple(old.shape[::2])}, got "
-                        f"{tuple(new.shape[::2])}; begin a new sequence with a new cache"
-                    )
-            key, value = torch.cat([self.key, key], 1), torch.cat([self.value, value], 1)
-        self.key, self.value = key, value
-        return key, value
-
-    def reorder_(self, index: Tensor) -> None:
-        """Choose samples, as beam search does.
-
-        Args:
-            index: (new batch,) integers in [0, B).
-        """
-        if self.key is not None and self.value is not None:
-            self.key, self.value = self.key.index_select(0, index), self.value.index_select(0, index)
 
 
 class CollaborativeAttention(nn.Module):
@@ -84,7 +35,7 @@ class CollaborativeAttention(nn.Module):
         head_dim: sets the scale, 1 / sqrt(head_dim), and with heads of their own their width; None for
             hidden_size / num_heads.
         value_dim: width of one head's values; None for head_dim.
-        key_value_size: width of what keys and values are read from, of another sequence; None for hidden_size.
+        key_value_size: width of the sequence that cross-attention reads; None for hidden_size.
         cross: keys and values come from another sequence.
         causal: each query attends the keys up to its own position only.
         dropout: probability of dropping an attention weight, in training.
@@ -239,9 +190,9 @@ class CollaborativeAttention(nn.Module):
             raise LayerError("key_value belongs to cross-attention; build the layer with cross=True")
         if self.cross and key_value is None and (cache is None or not cache.length):
             raise LayerError("cross-attention needs key_value, or a cache that an earlier call filled")
-        if key_value is not None and (key_value.dim() != 3 or key_value.shape[::2] != (
-            len(hidden_states), shape.key_size
-        )):
+        if key_value is not None and (
+            key_value.dim() != 3 or key_value.shape[::2] != (len(hidden_states), shape.key_size)
+        ):
             raise LayerError(
                 f"key_value must have shape ({len(hidden_states)}, length, {shape.key_size}), got "
                 f"{tuple(key_value.shape)}"
@@ -251,63 +202,3 @@ class CollaborativeAttention(nn.Module):
         """The form and its ranks."""
         settings = {"cross": self.cross, "causal": self.causal, "dropout": self.dropout}
         return ", ".join([describe(self.shape, self.plan), *(f"{k}={v}" for k, v in settings.items() if v)])
-
-
-def checked_head_dim(hidden_size: int, num_heads: int, head_dim: int | None) -> int:
-    """The width of one head.
-
-    Args:
-        hidden_size: width of the input.
-        num_heads: number of heads.
-        head_dim: any width, or None for hidden_size / num_heads.
-
-    Returns:
-        The width.
-
-    Raises:
-        ConfigError: sizes below 1, or hidden_size that is no multiple of num_heads where head_dim is None.
-    """
-    if min(hidden_size, num_heads, 1 if head_dim is None else head_dim) < 1:
-        raise ConfigError(
-            f"hidden_size, num_heads and head_dim must be at least 1, got {hidden_size}, {num_heads} and "
-            f"{head_dim}"
-        )
-    if head_dim is None and hidden_size % num_heads:
-        raise ConfigError(
-            f"hidden_size must be a multiple of num_heads, got {hidden_size} and {num_heads}; or give head_dim"
-        )
-    return head_dim or hidden_size // num_heads
-
-
-def checked_dropout(dropout: float) -> float:
-    """A probability.
-
-    Args:
-        dropout: in [0, 1].
-
-    Returns:
-        The same.
-
-    Raises:
-        ConfigError: outside of [0, 1].
-    """
-    if not 0 <= dropout <= 1:
-        raise ConfigError(f"dropout must be between 0 and 1, got {dropout}")
-    return dropout
-
-
-def describe(shape: AttentionShape, plan: LayerPlan) -> str:
-    """A layer's sizes as `print` shows them.
-
-    Args:
-        shape: sizes with heads of their own.
-        plan: the form.
-
-    Returns:
-        One line.
-    """
-    ranks = f"{plan.query_rank}x{plan.key_rank}" if plan.query_rank != plan.key_rank else f"{plan.query_rank}"
-    return (
-        f"{shape.query_size}, num_heads={shape.num_heads}, head_dim={shape.head_dim}, {plan.form} {ranks}, "
-        f"score_width={plan.score_width}"
-    )

@@ -12,7 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..pieces import add_to_mask, attend_, attention_weights, prefers_pieces, product_dtype, wide_attention
+from ..modeling.kernels import (
+    add_to_mask,
+    attend_,
+    attention_weights,
+    prefers_pieces,
+    product_dtype,
+    wide_attention,
+)
 from .masks import causal_mask, combine
 
 
@@ -67,15 +74,16 @@ def attend(
     if prefers_pieces(query[:, 0], key.shape[2], width, head_width, dropout):
         return _in_pieces(scores, value, mask, causal), None
     if width > head_width:
-        options = {"bias": bias, "dropout": dropout, "causal": causal}
-        return wide_attention(query, key, value, mask, scaling, **options), None
+        output = wide_attention(query, key, value, mask, scaling, bias=bias, dropout=dropout, causal=causal)
+        return output, None
     if bias is not None:
         mask, causal = add_to_mask(bias, mask, length, causal), False
     # Kernels want queries, keys and values of one width, and as many heads of each.
     spare = (0, head_width - width)
     key = F.pad(key, spare).expand(-1, query.shape[1], -1, -1)
-    sizes = {"dropout_p": dropout, "is_causal": causal, "scale": scaling}
-    output = F.scaled_dot_product_attention(F.pad(query, spare), key, value, mask, **sizes)
+    output = F.scaled_dot_product_attention(
+        F.pad(query, spare), key, value, mask, dropout, is_causal=causal, scale=scaling
+    )
     return output.transpose(1, 2), None
 
 

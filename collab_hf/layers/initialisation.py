@@ -7,13 +7,14 @@ head_dim. R is the rank, H num_heads, d head_dim.
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..mixing import CopyMixing, CoreMixing, DiagonalMixing, Mixing, SelectionMixing, TiedCoreMixing
+from ..modeling.mixing import CopyMixing, CoreMixing, DiagonalMixing, Mixing, SelectionMixing, TiedCoreMixing
 from .scores import SharedScores
 
 MixingInit = Literal["concatenate", "ones", "random"]
@@ -80,11 +81,11 @@ def _mixing_vectors(weight: Tensor, head_dim: float, name: MixingInit) -> Tensor
     if name == "ones":
         return torch.ones_like(weight)
     if name == "random":
-        return torch.randn_like(weight) * (head_dim / rank) ** 0.5
+        return torch.randn_like(weight) * math.sqrt(head_dim / rank)
     # Blocks are as equal as can be; with more heads than dimensions, some heads share one.
     head, dimension = (torch.arange(n, device=weight.device) for n in (heads, rank))
     if rank >= heads:
-        owned = dimension * heads // rank == head.unsqueeze(1)
+        owned: Tensor = dimension * heads // rank == head.unsqueeze(1)
     else:
         owned = dimension == (head * rank // heads).unsqueeze(1)
     return owned.to(weight.dtype)

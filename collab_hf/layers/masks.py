@@ -1,4 +1,6 @@
-"""Attention masks in one shape and one meaning; outside of this file True blocks, as in nn.MultiheadAttention.
+"""Attention masks in one shape and one meaning.
+
+Users give masks where True blocks, as in nn.MultiheadAttention; in the kernels True attends.
 
 Shapes: B batch, T queries, S keys, H num_heads.
 """
@@ -30,6 +32,31 @@ def to_internal(mask: Tensor, name: str) -> Tensor:
     if not mask.is_floating_point():
         raise LayerError(f"{name} must be boolean or floating-point, got {mask.dtype}")
     return mask
+
+
+def head_mask(mask: Tensor | None, num_heads: int, query: Tensor, key: Tensor) -> Tensor | None:
+    """The attn_mask of nn.MultiheadAttention in four dimensions.
+
+    Args:
+        mask: (T, S) or (B * H, T, S), boolean (True blocks) or additive; or None.
+        num_heads: H.
+        query: (B, T, width).
+        key: (B, S, width).
+
+    Returns:
+        (1 or B, 1 or H, T, S), boolean (True attends) or additive; None of None.
+
+    Raises:
+        LayerError: another shape or dtype.
+    """
+    if mask is None:
+        return None
+    batch, length, _ = query.shape
+    whole = (batch * num_heads, length, key.shape[1])
+    if mask.shape not in (whole[1:], whole):
+        raise LayerError(f"attn_mask must have shape {whole[1:]} or {whole}, got {tuple(mask.shape)}")
+    four = mask[None, None] if mask.dim() == 2 else mask.unflatten(0, (batch, num_heads))
+    return to_internal(four, "attn_mask")
 
 
 def padding_mask(key_padding_mask: Tensor | None, batch: int, keys: int) -> Tensor | None:

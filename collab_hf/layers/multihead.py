@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from ..config import AttentionShape, LayerPlan
 from ..errors import ConfigError, LayerError
-from .collaborative import checked_dropout, checked_head_dim, describe
+from ..modeling.plan import AttentionShape, LayerPlan
+from ..tensors import Moments
+from .checks import check_inputs, checked_dropout, checked_head_dim, describe
 from .core import attend
 from .initialisation import MixingInit, fill_projection_, initialise_
-from .masks import allow_sinks, combine, padding_mask, to_internal
+from .masks import allow_sinks, combine, head_mask, padding_mask
 from .scores import SharedScores, layer_plan
 
 
@@ -24,7 +25,9 @@ class MultiheadAttention(nn.MultiheadAttention):
     """nn.MultiheadAttention with the same arguments and results, whose heads may share queries and keys.
 
     An instance of torch's class, so that code that looks for that finds it; but in_proj_weight, in_proj_bias
-    and bias_k are None, and torch's fused encoder path, which reads them, is never taken. The key and the
+    and bias_k are None, and torch's fused encoder path, which reads them, is never taken. (An encoder that
+    was built with dense layers still reads them where it packs padded input; `compress_layers_` sets its
+    use_nested_tensor to False, and who puts a module in by hand should do so too.) The key and the
     value that add_bias_kv and add_zero_attn append are sinks: the scores of the appended key are a linear
     function of the query (D to H), which is what they are in torch, at any rank. Two differences: a query
     that may attend nothing gets weights of zero, where torch gives NaN with need_weights; and is_causal
@@ -101,6 +104,51 @@ class MultiheadAttention(nn.MultiheadAttention):
         self._reset_parameters(mixing)
         self.to(device=device, dtype=dtype)
 
+    @classmethod
+    def from_dense(
+        cls,
+        dense: nn.MultiheadAttention,
+        rank: int | None = None,
+        *,
+        plan: LayerPlan | None = None,
+        dims_per_head: int | None = None,
+        calibration: Moments | None = None,
+        key_calibration: Moments | None = None,
+    ) -> MultiheadAttention:
+        """Give a dense module's queries and keys a shared form, in a new module.
+
+        At full rank, num_heads * head_dim, outputs and weights are those of the dense module. Device, dtype,
+        training mode and requires_grad are kept.
+
+        Args:
+            dense: torch's module itself, no subclass.
+            rank: width of both shared projections; None with no plan copies the heads as they are.
+            plan: another form, such as tucker, instead of a rank.
+            dims_per_head: number of shared dimensions that each head uses; None for all of them.
+            calibration: moments of the queries' input; None minimises the error of the weights.
+            key_calibration: moments of the keys' input; None for those of the queries.
+
+        Returns:
+            The module; `shared_from_dense` gives the decomposition's error too.
+
+        Raises:
+            FamilyError: not a plain nn.MultiheadAttention.
+            RankError: a rank that the layer can't have.
+            ConfigError: a rank and a plan.
+            DecompositionError: moments that do not fit, or weights that are not finite.
+        """
+        from .dense import shared_from_dense  # which itself needs this class
+
+        shared, _ = shared_from_dense(
+            dense,
+            rank,
+            plan=plan,
+            dims_per_head=dims_per_head,
+            calibration=calibration,
+            key_calibration=key_calibration,
+        )
+        return shared
+
     def _reset_parameters(self, mixing: MixingInit | None = None) -> None:
         initialise_(self.scores, mixing)
         for projection in (self.value, self.out_proj):
@@ -151,7 +199,7 @@ class MultiheadAttention(nn.MultiheadAttention):
                 raise LayerError("nested tensors serve self-attention with need_weights=False only")
             return self._attend_nested(query, key_padding_mask, attn_mask), None
         batched = query.dim() == 3
-        self._check_inputs(query, key, value)
+        check_inputs(query, key, value, (self.embed_dim, self.kdim, self.vdim), self.batch_first)
         if is_causal and attn_mask is None:
             raise LayerError("is_causal needs attn_mask too, as in torch.nn.MultiheadAttention")
         same = query is key
@@ -162,7 +210,7 @@ class MultiheadAttention(nn.MultiheadAttention):
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         causal = self._follows_hint(is_causal, need_weights, key_padding_mask, query, key)
         mask = combine(
-            None if causal else self._attn_mask(attn_mask, len(query), query.shape[1], key.shape[1]),
+            None if causal else head_mask(attn_mask, self.num_heads, query, key),
             padding_mask(key_padding_mask, len(key), key.shape[1]),
             query.dtype,
         )
@@ -233,35 +281,6 @@ class MultiheadAttention(nn.MultiheadAttention):
         rows = [row[:length] for row, length in zip(output, lengths, strict=True)]
         return torch.nested.as_nested_tensor(rows, layout=query.layout)
 
-    def _attn_mask(self, mask: Tensor | None, batch: int, length: int, keys: int) -> Tensor | None:
-        """(1 or N, 1 or H, L, S) in the kernels' meaning."""
-        if mask is None:
-            return None
-        whole = (batch * self.num_heads, length, keys)
-        if mask.shape not in (whole[1:], whole):
-            raise LayerError(f"attn_mask must have shape {whole[1:]} or {whole}, got {tuple(mask.shape)}")
-        four = mask[None, None] if mask.dim() == 2 else mask.unflatten(0, (batch, self.num_heads))
-        return to_internal(four, "attn_mask")
-
-    def _check_inputs(self, query: Tensor, key: Tensor, value: Tensor) -> None:
-        if query.dim() not in (2, 3) or not query.dim() == key.dim() == value.dim():
-            raise LayerError(
-                "query, key and value must all have 2 or all have 3 dimensions, got "
-                f"{query.dim()}, {key.dim()} and {value.dim()}"
-            )
-        widths, expected = tuple(x.shape[-1] for x in (query, key, value)), (
-            self.embed_dim, self.kdim, self.vdim
-        )
-        if widths != expected:
-            raise LayerError(f"query, key and value must have widths {expected}, got {widths}")
-        batch = 0 if self.batch_first else 1
-        fits = key.shape[:-1] == value.shape[:-1]
-        if not fits or (query.dim() == 3 and query.shape[batch] != key.shape[batch]):
-            raise LayerError(
-                "query, key and value must have one batch size, and key and value one length, got shapes "
-                f"{tuple(query.shape)}, {tuple(key.shape)} and {tuple(value.shape)}"
-            )
-
     @property
     def sinks(self) -> int:
         """Number of keys that add_bias_kv and add_zero_attn append."""
@@ -280,6 +299,9 @@ class MultiheadAttention(nn.MultiheadAttention):
             attn_mask: not read.
             key_padding_mask: not read.
             query: not read.
+
+        Returns:
+            Nothing, ever.
 
         Raises:
             ConfigError: always.

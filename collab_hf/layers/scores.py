@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import AttentionShape, LayerPlan
 from ..errors import ConfigError, RankError
-from ..factors import SharedFactors
-from ..mixing import build_mixing
+from ..modeling.mixing import build_mixing
+from ..modeling.plan import AttentionShape, LayerPlan
+from ..tensors.factors import SharedFactors
 from .core import HeadScores
 
 
