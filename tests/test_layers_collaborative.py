@@ -305,13 +305,14 @@ def test_narrow_dtypes_and_compilation(form, dtype):
     hidden = tokens()
     want, _ = made(hidden)
     made = made.to(dtype)
-    tolerance = 1e-4 if dtype == torch.float32 else 0.3
+    # Relative to all of the output: a softmax this sharp turns a rounding of the scores into several.
+    tolerance = (1e-5 if dtype == torch.float32 else 0.05) * want.norm()
     got, _ = made(hidden.to(dtype))
     assert got.dtype == dtype
-    assert (got.double() - want).abs().max() < tolerance
+    assert (got.double() - want).norm() < tolerance
     torch.compiler.reset()  # every form is another graph of the same code
     compiled = torch.compile(made, backend="eager", fullgraph=True)
-    assert (compiled(hidden.to(dtype))[0] - got).abs().max() < tolerance
+    assert (compiled(hidden.to(dtype))[0] - got).norm() < tolerance
 
 
 def test_refusals():

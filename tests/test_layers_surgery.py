@@ -227,7 +227,7 @@ def test_weights_load_into_a_model_of_the_same_plans():
     fresh.load_state_dict(model.state_dict())
     assert torch.equal(fresh(tokens()), model(tokens()))
     assert torch.equal(pickle.loads(pickle.dumps(model))(tokens()), model(tokens()))
-    with pytest.raises(FamilyError, match="no torch.nn.MultiheadAttention at 'other'"):
+    with pytest.raises(FamilyError, match=r"no torch.nn.MultiheadAttention at 'other'"):
         convert_layers_(encoder(), {"other": LayerPlan("cp", 4, 4, 4)})
 
 

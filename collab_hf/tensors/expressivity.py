@@ -1,10 +1,12 @@
 """What a head of a given size can attend: the rank of its logits against that of what they should be.
 
-Matrices as in the paper: columns are tokens, and column j of P is what query j attends. Scores of keys against
-one query may all be shifted alike, which softmax ignores: so what counts is the rank of centred logits.
+Matrices as in the paper: columns are tokens, and column j of P is what query j attends. The scores of one
+query may all be shifted alike, which softmax ignores: so what counts is the rank of centred logits.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -70,7 +72,8 @@ def head_attention(inputs: Tensor, query: Tensor, key: Tensor) -> Tensor:
         (n, n), whose columns add up to one.
     """
     inputs = inputs.to(query)
-    return ((key @ inputs).T @ (query @ inputs) / len(query) ** 0.5).softmax(0)
+    logits = (key @ inputs).T @ (query @ inputs) / math.sqrt(len(query))
+    return logits.softmax(0)
 
 
 def least_log_error(attention: Tensor, head_size: int) -> float:
@@ -123,7 +126,8 @@ def logit_rank(logits: Tensor, tolerance: float = 1e-6) -> Tensor:
         raise DecompositionError("logits must be finite; leave masked keys out")
     values = torch.linalg.svdvals(logits - logits.mean(-1, keepdim=True))
     floor = torch.finfo(logits.dtype).eps * logits.abs().amax((-2, -1)).unsqueeze(-1)
-    return ((values > tolerance * values[..., :1]) & (values > floor)).sum(-1)
+    counts: Tensor = ((values > tolerance * values[..., :1]) & (values > floor)).sum(-1)
+    return counts
 
 
 def centred_log(attention: Tensor) -> Tensor:
