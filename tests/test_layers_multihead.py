@@ -144,6 +144,19 @@ def test_dropout_drops_what_torch_drops(form):
     assert (without - shared.eval()(*tokens)[0]).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("need_weights", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_batch_of_nothing(form, need_weights):
+    dense = dense_attention(batch_first=True, add_zero_attn=True)
+    shared = full_rank(dense, form)
+    empty = torch.zeros(0, LENGTH, SIZE, dtype=torch.float64)
+    want = dense(empty, empty, empty, need_weights=need_weights)
+    got = shared(empty, empty, empty, need_weights=need_weights)
+    assert_same(got, want)
+    got[0].sum().backward()
+    assert all(parameter.grad is not None for parameter in shared.value.parameters())
+
+
 def test_blocked_queries_get_zeros_where_torch_gives_nan():
     dense = dense_attention(batch_first=True)
     shared = full_rank(dense, "cp")

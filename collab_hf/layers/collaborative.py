@@ -140,9 +140,11 @@ class CollaborativeAttention(nn.Module):
             padding_mask(key_padding_mask, batch, keys),
             query.dtype,
         )
-        causal = self.causal and length > 1
-        if causal and keys > length:
-            mask, causal = combine(mask, causal_mask(length, keys, query.device), query.dtype), False
+        causal = self.causal
+        if causal and cache is not None and keys > length:
+            causal = False  # kernels count from the first key, and one new query sees all keys anyway
+            if length > 1:
+                mask = combine(mask, causal_mask(length, keys, query.device), query.dtype)
         decoding = cache is not None and length == 1
         value = value.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, S, H*V) -> (B, H, S, V)
         output, weights = attend(

@@ -30,7 +30,12 @@ def initialise_(scores: SharedScores, mixing: MixingInit | None = None) -> None:
             R / H dimensions as in ordinary multi-head attention; `ones`: every head reads all dimensions
             alike, so that all heads start with the same scores; `random`: normal, of variance d / R. With
             dims_per_head the first two are the same, a window of ones, and `random` draws the dimensions too.
-            None is `random`; the other forms have one way only.
+            None is `concatenate`; the other forms have one way only.
+
+    Heads that begin alike hardly part: on a task where a query must find two tokens, `ones` was at a loss of
+    1.75 after 500 steps at every rank of 8 to 64 (hidden size 64, 8 heads, 3 seeds), where the others reached
+    about 0.01 from rank 32 on, like attention without sharing. At rank 16, and with 8 dimensions per head,
+    `concatenate` was the more even of the two.
 
     Raises:
         ConfigError: an unknown name, or a name where the form is not cp.
@@ -49,7 +54,7 @@ def initialise_(scores: SharedScores, mixing: MixingInit | None = None) -> None:
         scores.content_bias.weight.zero_()
     if scores.mixing.bias is not None:
         scores.mixing.bias.zero_()
-    _fill_mixing_(scores.mixing, scores.scaling**-2, mixing or "random")
+    _fill_mixing_(scores.mixing, scores.scaling**-2, mixing or "concatenate")
 
 
 def fill_projection_(weight: Tensor) -> None:

@@ -231,7 +231,7 @@ class MultiheadAttention(nn.MultiheadAttention):
     ) -> bool:
         """Whether the mask need not be read: kernels have a causal mask of their own, of tokens alone."""
         square = query.shape[1] == key.shape[1]
-        return is_causal and square and not need_weights and key_padding_mask is None and not self.sinks
+        return is_causal and bool(square) and not need_weights and key_padding_mask is None and not self.sinks
 
     def _attend(
         self,
