@@ -13,10 +13,6 @@ import yaml
 from .config import CollabConfig
 from .modeling.errors import ConfigError
 
-# Files that a compressed checkpoint carries beside its weights.
-RECIPE_FILE = "collab_recipe.yaml"
-REPORT_FILE = "collab_report.json"
-
 _TYPE_NAMES = {
     bool: "true or false",
     int: "a whole number",

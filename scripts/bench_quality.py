@@ -29,10 +29,10 @@ import typer
 
 from collab_hf import CollabConfig, collect_statistics, compress_, load_model
 from collab_hf.calibration.examples import load_batches
-from collab_hf.calibration.statistics import LayerStatistics
 from collab_hf.checkpoint.load import load_processor
 from collab_hf.modeling.errors import RankError
 from collab_hf.modeling.families import attention_layers
+from collab_hf.tensors.moments import LayerStatistics
 from quality_tasks import Photographs, Sentences, Task
 
 BUDGETS = (0.5, 0.25, 0.125)

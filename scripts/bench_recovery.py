@@ -28,7 +28,8 @@ from transformers import PreTrainedModel
 from collab_hf import CollabConfig, RecoveryConfig, compress_, load_model, recover_
 from collab_hf.calibration.examples import load_batches
 from collab_hf.checkpoint.load import load_processor
-from collab_hf.measure.evaluation import measure_similarity, read_scores
+from collab_hf.measure.evaluation import measure_similarity
+from collab_hf.measure.tables import read_scores
 from collab_hf.recovery.masking import mask_tokens
 from reaction_smiles import reactions
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from collab_hf import CollabConfig, CollabError, CompressionReport, compress_, load_model
 from collab_hf.calibration.examples import load_batches
 from collab_hf.checkpoint.load import load_processor
-from collab_hf.measure.evaluation import pool
+from collab_hf.host.inputs import pool
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from collab_hf.calibration.examples import load_batches
-from collab_hf.measure.evaluation import pool, read_scores
+from collab_hf.host.inputs import pool
+from collab_hf.measure.tables import read_scores
 
 # Side of the images that the probe sees, in pixels: 7 patches of 14, thrice the resolution of CIFAR-10.
 _PROBE_SIZE = 98

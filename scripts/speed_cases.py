@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertSelfAttention
 
-from collab_hf.modeling.attention import CollabAttention, convert_
+from collab_hf.modeling.attention import CollabAttention
+from collab_hf.modeling.conversion import convert_
 from collab_hf.modeling.families import attention_layers
 from collab_hf.modeling.mixing import SelectionMixing
 from collab_hf.modeling.plan import AttentionShape, LayerPlan

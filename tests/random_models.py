@@ -6,12 +6,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from collab_hf.host.adoption import adopt_
 from collab_hf.modeling.attention import CollabAttention
 from collab_hf.modeling.families import attention_layers
 from collab_hf.modeling.mixing import SelectionMixing
-from collab_hf.modeling.modeling_collab import adopt_, apply_plans_
+from collab_hf.modeling.modeling_collab import apply_plans_
 from collab_hf.modeling.plan import LayerPlan
-from collab_hf.recovery.reconstruction import factor_parameters
+from collab_hf.parts.query_key.graft import factor_parameters
 
 # Forms of the tiny models' layers (3 heads of 8, hidden size 24).
 PLANS = {

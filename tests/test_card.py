@@ -14,9 +14,11 @@ from random_models import PLANS, make_collab_
 from transformers import BertForMaskedLM, BertModel
 
 from collab_hf import CollabConfig, compress_
-from collab_hf.hub.card import card_metadata, hide_paths, make_card
+from collab_hf.files import RECIPE_FILE, REPORT_FILE
+from collab_hf.hub.card import card_metadata, make_card
+from collab_hf.hub.paths import hide_paths
 from collab_hf.modeling.errors import CheckpointError
-from collab_hf.recipe import RECIPE_FILE, REPORT_FILE, Recipe
+from collab_hf.recipe import Recipe
 
 SOURCE = """---
 license: apache-2.0

@@ -27,7 +27,8 @@ from transformers import (
 )
 
 from collab_hf import CollabConfig, compress_, load_model
-from collab_hf.checkpoint.load import check_output, load_processor, new_directory, save_checkpoint
+from collab_hf.checkpoint.load import load_processor
+from collab_hf.checkpoint.save import check_output, new_directory, save_checkpoint
 from collab_hf.modeling.errors import CheckpointError, ConfigError
 
 # One of each form of mixing: shapes on disk differ.

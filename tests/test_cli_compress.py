@@ -34,7 +34,7 @@ from transformers import (
     ViTModel,
 )
 
-from collab_hf.recipe import RECIPE_FILE, REPORT_FILE
+from collab_hf.files import RECIPE_FILE, REPORT_FILE
 
 RANK = ["--method", "cp", "--rank", 6]
 WEIGHTS_ALONE = [*RANK, "--calibration", "none"]

@@ -12,7 +12,7 @@ from random_models import PLANS, make_collab_
 from transformers import BertForMaskedLM
 
 from collab_hf.hub.card import card_metadata
-from collab_hf.hub.push import push
+from collab_hf.hub.publish import push
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of HTTP clients and exporters

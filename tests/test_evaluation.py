@@ -15,14 +15,9 @@ from transformers import AutoTokenizer, BertForMaskedLM, BertForSequenceClassifi
 from collab_hf.calibration.examples import load_batches
 from collab_hf.checkpoint.load import load_processor
 from collab_hf.errors import DataError
-from collab_hf.measure.evaluation import (
-    measure_accuracy,
-    measure_agreement,
-    measure_similarity,
-    pool,
-    read_scores,
-    read_table,
-)
+from collab_hf.host.inputs import pool
+from collab_hf.measure.evaluation import measure_accuracy, measure_agreement, measure_similarity
+from collab_hf.measure.tables import read_scores, read_table
 
 PAIRS = list(zip(SENTENCES, [*SENTENCES[1:], SENTENCES[0]], strict=True))
 SCORES = [0.5, 4.0, 1.0, 3.5, 2.0, 5.0]

@@ -19,7 +19,8 @@ from cli_support import (
 from safetensors.torch import load_file
 from transformers import AutoModel, BertForMaskedLM
 
-from collab_hf.cli.healing import RECOVERY_FILE, states_beside
+from collab_hf.cli.healing import states_beside
+from collab_hf.files import RECOVERY_FILE
 from collab_hf.recovery.masking import mask_tokens
 
 STEPS = ["--steps", 12, "--batch-size", 2, "--lr", 0.01]

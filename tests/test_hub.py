@@ -23,9 +23,10 @@ from transformers import (
 )
 
 from collab_hf.errors import HubError
-from collab_hf.hub import push as hub_module
+from collab_hf.hub import publish as hub_module
 from collab_hf.hub.card import card_metadata
-from collab_hf.hub.push import fetch_files, push
+from collab_hf.hub.fetch import fetch_files
+from collab_hf.hub.publish import push
 from collab_hf.modeling.errors import CheckpointError, CollabError, ConfigError
 
 # huggingface_hub's own upload of large files, with the newest HTTP client

@@ -9,11 +9,11 @@ from cli_support import SENTENCES, VOCABULARY, save_with_tokenizer, write_lines
 
 from collab_hf import CollabConfig
 from collab_hf.errors import FamilyError
+from collab_hf.files import RECIPE_FILE
 from collab_hf.measure.inspection import inspect_model
 from collab_hf.measure.inspection_html import render
 from collab_hf.modeling.families import attention_layers
 from collab_hf.planning import score_tensor
-from collab_hf.recipe import RECIPE_FILE
 
 # Entries are rounded to four or five digits.
 DIGITS = 1e-4

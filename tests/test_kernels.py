@@ -14,7 +14,8 @@ from transformers import BertModel
 
 from collab_hf.measure.bench_counts import count_flops, peak_memory
 from collab_hf.modeling import attention, kernels
-from collab_hf.modeling.kernels import add_to_mask, attend_, prefers_pieces, wide_attention
+from collab_hf.modeling.kernels import attend_, prefers_pieces, wide_attention
+from collab_hf.modeling.masks import add_to_mask
 
 # float64: sums of a few hundred numbers of the order of one in another order.
 EXACT = 1e-12

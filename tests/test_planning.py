@@ -12,12 +12,12 @@ from collab_hf import CollabConfig, collect_statistics, compress_
 from collab_hf.modeling.errors import ConfigError
 from collab_hf.modeling.families import attention_layers
 from collab_hf.modeling.plan import AttentionShape, LayerPlan
+from collab_hf.parts.query_key.candidates import layer_settings
 from collab_hf.parts.query_key.costs import attention_flops, break_even_length
+from collab_hf.parts.query_key.dense_heads import replaced
 from collab_hf.parts.query_key.forms import Form, all_forms, layer_forms, rank_grid, seen_scores
 from collab_hf.planning import Divergence, cache, plan_model, score_tensor, split_batches
 from collab_hf.planning.curves import LayerCurve, measured_curves, spectral_curves
-from collab_hf.planning.divergence import replaced
-from collab_hf.planning.planner import layer_settings
 from collab_hf.recipe import Recipe
 from collab_hf.surgery.preview import preview
 from collab_hf.tensors import decompose

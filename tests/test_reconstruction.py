@@ -12,10 +12,11 @@ from transformers import AlbertConfig, AlbertModel, BertConfig, BertLMHeadModel,
 
 from collab_hf import CollabConfig, compress_
 from collab_hf.calibration.statistics import collect_statistics
+from collab_hf.host.sites import dense_layers
+from collab_hf.parts.query_key.graft import factor_parameters, fill_, graft_
 from collab_hf.planning import candidate_plans, choose_factors, score_tensor
 from collab_hf.recovery import reconstruction
-from collab_hf.recovery.reconstruction import factor_parameters, fill_, graft_, reconstruct
-from collab_hf.surgery.compress import dense_layers
+from collab_hf.recovery.reconstruction import reconstruct
 from collab_hf.tensors.factors import SharedFactors
 
 FORMS = [

@@ -27,8 +27,9 @@ from transformers.models.bert.modeling_bert import BertSelfAttention
 
 from collab_hf import CollabConfig, compress_
 from collab_hf.errors import DecompositionError, FamilyError
-from collab_hf.modeling.attention import CollabAttention, key_rows
+from collab_hf.modeling.attention import CollabAttention
 from collab_hf.modeling.errors import ConfigError, RankError
+from collab_hf.parts.query_key.graft import key_rows
 
 FULL = 24  # 3 heads of 8
 # float32 through two layers whose hidden states are of order one: a few units in the last place each.

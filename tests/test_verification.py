@@ -14,8 +14,8 @@ from transformers import BertForMaskedLM, BertModel
 from collab_hf.checkpoint import verification
 from collab_hf.checkpoint.verification import compare_outputs, verify_checkpoint
 from collab_hf.errors import DataError
+from collab_hf.files import REPORT_FILE
 from collab_hf.modeling.errors import CheckpointError, ConfigError
-from collab_hf.recipe import REPORT_FILE
 
 
 @pytest.fixture

@@ -14,13 +14,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from ..calibration.statistics import evaluating
 from ..errors import ExportError
+from ..host.inputs import Inputs, evaluating, example_inputs
 
 # Largest difference of an output, relative to the largest value of it, that float32 is allowed; seen: 2e-6.
 TOLERANCE = 1e-4
-
-_Inputs = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -103,42 +101,6 @@ def export_onnx(model: PreTrainedModel, file: Path, *, int8: bool = False) -> On
     return OnnxExport(file, names, outputs, size, difference, int8)
 
 
-def example_inputs(model: PreTrainedModel, *, batch: int, length: int) -> _Inputs:
-    """Random inputs that a model takes, the last text padded.
-
-    Args:
-        model: a text or image model.
-        batch: number of examples.
-        length: tokens of a text, at least 4.
-
-    Returns:
-        Tensors by name, in the order of the model's arguments.
-
-    Raises:
-        ExportError: the model takes neither text nor images.
-    """
-    config: Any = model.config
-    random = torch.Generator().manual_seed(0)
-    if model.main_input_name == "pixel_values" and hasattr(config, "image_size"):
-        size = config.image_size
-        height, width = size if isinstance(size, list | tuple) else (size, size)
-        shape = (batch, config.num_channels, height, width)
-        return {"pixel_values": torch.randn(shape, generator=random)}
-    if model.main_input_name != "input_ids" or not hasattr(config, "vocab_size"):
-        raise ExportError(
-            f"{type(model).__name__} takes neither text nor images, so there is no example for it"
-        )
-    ids = torch.randint(0, config.vocab_size, (batch, length), generator=random)
-    mask = torch.ones_like(ids)
-    mask[-1, length - 3 :] = 0
-    inputs = {"input_ids": ids, "attention_mask": mask}
-    if getattr(config, "type_vocab_size", 0):
-        inputs["token_type_ids"] = torch.zeros_like(ids)
-    if type(model).__name__.endswith("ForMultipleChoice"):
-        raise ExportError("a multiple-choice model has no export: its inputs have one dimension more")
-    return inputs
-
-
 def _check_packages() -> None:
     missing = [
         name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None
@@ -155,13 +117,13 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _output_names(model: PreTrainedModel, inputs: _Inputs) -> tuple[str, ...]:
+def _output_names(model: PreTrainedModel, inputs: Inputs) -> tuple[str, ...]:
     with evaluating(model), torch.no_grad():
         result: ModelOutput = model(**inputs)
     return tuple(name for name, value in result.items() if isinstance(value, Tensor))
 
 
-def _trace(model: PreTrainedModel, inputs: _Inputs, outputs: tuple[str, ...], file: Path) -> None:
+def _trace(model: PreTrainedModel, inputs: Inputs, outputs: tuple[str, ...], file: Path) -> None:
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
     text = "input_ids" in inputs
     shapes = tuple({0: batch, 1: length} if text else {0: batch} for _ in inputs)
@@ -187,7 +149,7 @@ def _trace(model: PreTrainedModel, inputs: _Inputs, outputs: tuple[str, ...], fi
             raise ExportError(f"{type(model).__name__} can't be traced: {reason}") from error
 
 
-def _difference(model: PreTrainedModel, inputs: _Inputs, outputs: tuple[str, ...], file: Path) -> float:
+def _difference(model: PreTrainedModel, inputs: Inputs, outputs: tuple[str, ...], file: Path) -> float:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])

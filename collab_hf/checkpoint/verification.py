@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import DataError
+from ..files import REPORT_FILE
 from ..modeling import modeling_collab
 from ..modeling.attention import CollabAttention
 from ..modeling.errors import CheckpointError
 from ..modeling.families import relative_name
 from ..modeling.mixing import CoreMixing, SelectionMixing
-from ..recipe import REPORT_FILE
 from . import fresh_load
 from .load import load_model
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from collab_hf.calibration.examples import ExampleBatches
     from collab_hf.recipe import Recipe
-    from collab_hf.surgery.compress import CompressionReport, LayerReport
+    from collab_hf.surgery.report import CompressionReport, LayerReport
 
 EXAMPLE = "Example: collab-hf compress bert-base-uncased -o bert-quarter --method cp --budget 0.25"
 
@@ -175,7 +175,7 @@ def compress(
     values.update(healing.values())
     text = "\n".join([_describe(report, output, size), *healing.lines()])
     if push_to_hub is not None:
-        from collab_hf.hub.push import push
+        from collab_hf.hub.publish import push
 
         values["commit"] = push(output, push_to_hub, token=token)
         text += f"\npublished {values['commit']}"
@@ -196,9 +196,9 @@ def _compress(
     model: str, output: Path, recipe: Recipe, loading: Loading, overwrite: bool, healing: Healing
 ) -> tuple[CompressionReport, int]:
     """Load, decompose and save; also the size of the weights' files in bytes."""
-    from collab_hf.checkpoint.load import check_output, new_directory, save_checkpoint
-    from collab_hf.hub.card import CARD_FILE, make_card
-    from collab_hf.recipe import RECIPE_FILE, REPORT_FILE
+    from collab_hf.checkpoint.save import check_output, new_directory, save_checkpoint
+    from collab_hf.files import CARD_FILE, RECIPE_FILE, REPORT_FILE
+    from collab_hf.hub.card import make_card
     from collab_hf.surgery.compress import compress_
 
     check_output(output, original=Path(model) / loading.subfolder, overwrite=overwrite)

@@ -83,7 +83,8 @@ def _similarity(
     sizes: dict[str, int],
     watched: bool,
 ) -> Similarity:
-    from collab_hf.measure.evaluation import measure_similarity, read_scores
+    from collab_hf.measure.evaluation import measure_similarity
+    from collab_hf.measure.tables import read_scores
 
     pairs, scores = read_scores(data, max_examples)  # first: a mistake here is cheap to find
     model, tokenizer = loading.model(name), loading.processor(name)
@@ -98,7 +99,8 @@ def _accuracy(
     sizes: dict[str, int],
     watched: bool,
 ) -> Accuracy:
-    from collab_hf.measure.evaluation import measure_accuracy, read_table
+    from collab_hf.measure.evaluation import measure_accuracy
+    from collab_hf.measure.tables import read_table
 
     rows = read_table(data, ("sentence", "label"), max_examples)
     sentences, labels = [row[0] for row in rows], [row[1] for row in rows]

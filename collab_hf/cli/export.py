@@ -52,9 +52,8 @@ def export(
 
 
 def _dense(directory: Path, dense: Path, loading: Loading, nearest: bool, overwrite: bool) -> Answer:
-    from collab_hf.checkpoint.load import check_output, new_directory, save_checkpoint
-    from collab_hf.hub.card import CARD_FILE
-    from collab_hf.recipe import RECIPE_FILE, REPORT_FILE
+    from collab_hf.checkpoint.save import check_output, new_directory, save_checkpoint
+    from collab_hf.files import CARD_FILE, RECIPE_FILE, REPORT_FILE
     from collab_hf.surgery.dense import to_dense_
 
     check_output(dense, original=directory, overwrite=overwrite)

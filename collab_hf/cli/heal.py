@@ -87,7 +87,7 @@ def heal(
     Killed at any moment, the same command goes on from its last state, which is kept beside the output until
     that is written. `accelerate launch -m collab_hf heal ...` shares the work among processes.
     """
-    from collab_hf.checkpoint.load import check_output
+    from collab_hf.checkpoint.save import check_output
     from collab_hf.recovery import RecoveryConfig
 
     check_output(output, original=directory, overwrite=overwrite)
@@ -124,7 +124,7 @@ def _heal(
     sizes: dict[str, int],
     overwrite: bool,
 ) -> RecoveryReport:
-    from collab_hf.checkpoint.load import new_directory, save_checkpoint
+    from collab_hf.checkpoint.save import new_directory, save_checkpoint
     from collab_hf.recovery import recover_
 
     watched = start_reporting()
@@ -142,7 +142,8 @@ def _heal(
 
 
 def _teacher_of(directory: Path) -> str:
-    from collab_hf.recipe import RECIPE_FILE, Recipe
+    from collab_hf.files import RECIPE_FILE
+    from collab_hf.recipe import Recipe
 
     path = directory / RECIPE_FILE
     name = Recipe.read(path).get("model") if path.is_file() else None

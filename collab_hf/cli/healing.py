@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from collab_hf.files import RECOVERY_FILE
 from collab_hf.modeling.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from collab_hf.recipe import Recipe
     from collab_hf.recovery import RecoveryReport
 
-# What a healed checkpoint says of its recovery.
-RECOVERY_FILE = "collab_recovery.json"
 # Examples at most: their tokens stay in memory, and minutes of recovery read no more.
 EXAMPLES = 20_000
 

@@ -87,7 +87,7 @@ class Loading:
         Raises:
             HubError: the Hub can't be reached, or has no such repository.
         """
-        from collab_hf.hub.push import fetch_files
+        from collab_hf.hub.fetch import fetch_files
 
         return fetch_files(name, revision=self.revision, subfolder=self.subfolder, token=self.token)
 

@@ -42,7 +42,7 @@ def push(
     The token comes from HF_TOKEN or from `hf auth login`. After a lost connection the same command goes on:
     nothing is visible before all of it is.
     """
-    from collab_hf.hub.push import push as publish
+    from collab_hf.hub.publish import push as publish
 
     measured = [_json(file) for file in (evaluation, bench, export)]
     start_reporting()

@@ -1,5 +1,5 @@
 """The Hub: fetching what belongs to a model, publishing it, and its card."""
 
-from .push import push
+from .publish import push
 
 __all__ = ["push"]

@@ -13,22 +13,16 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..files import CARD_FILE, RECIPE_FILE, REPORT_FILE
 from ..modeling.errors import CheckpointError
-from ..recipe import RECIPE_FILE, REPORT_FILE
 from .card_tables import layer_rows, section, totals_table
+from .paths import hide_paths, is_path, last_part, without_paths
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
-CARD_FILE = "README.md"
 
 # What a derived model may say about itself in its source's words.
 _TAKEN_OVER = ("license", "license_name", "license_link", "language", "datasets", "pipeline_tag")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-# Absolute and home paths of any system, file URLs, and relative paths that climb; no other URL and no Hub id.
-_PATH = re.compile(
-    r"file:/+[^\s'\"|)\]]+"
-    r"|\b[A-Za-z]:\\[^\s'\"|)\]]+"
-    r"|(?<![\w:/.~])(?:~|\.\.?)?(?:/[^/\s'\"|,:;)\]]+)+/?"
-)
 _PIPELINES = {
     "ForMaskedLM": "fill-mask",
     "ForSequenceClassification": "text-classification",
@@ -144,21 +138,9 @@ def make_card(
     return ModelCard(f"---\n{_metadata(facts).to_yaml()}\n---\n\n{hide_paths(body)}")
 
 
-def hide_paths(text: str) -> str:
-    """Replace paths of this machine by their last part.
-
-    Args:
-        text: anything but a URL's scheme is searched.
-
-    Returns:
-        The text without absolute, home or climbing paths.
-    """
-    return _PATH.sub(lambda found: re.split(r"[/\\]", found[0].rstrip("/\\"))[-1], text)
-
-
 def _metadata(facts: CardFacts) -> ModelCardData:
     taken = _taken_over(facts.source)
-    tags = [tag for tag in _listed(facts.source.get("tags")) if isinstance(tag, str) and not _is_path(tag)]
+    tags = [tag for tag in _listed(facts.source.get("tags")) if isinstance(tag, str) and not is_path(tag)]
     taken.setdefault("pipeline_tag", _by_head(facts, _PIPELINES) or _backbone_pipeline(facts))
     base = base_model(facts)
     if base is not None:
@@ -229,7 +211,7 @@ def _fields(facts: CardFacts, name: str) -> dict[str, str]:
 
 def _unpublished(facts: CardFacts) -> str:
     name = facts.report.get("model")
-    return f"{_last_part(str(name))}, a model that is not on the Hub," if name else "A model"
+    return f"{last_part(str(name))}, a model that is not on the Hub," if name else "A model"
 
 
 def _command(facts: CardFacts) -> str:
@@ -237,11 +219,11 @@ def _command(facts: CardFacts) -> str:
     model = facts.report.get("model")
     if not model:
         return ""
-    words = ["collab-hf", "compress", base_model(facts) or _last_part(str(model)), "-o", "DIR"]
+    words = ["collab-hf", "compress", base_model(facts) or last_part(str(model)), "-o", "DIR"]
     for name in ("revision", "subfolder", "dtype"):
         value = facts.report.get(name)
         if value and value != "auto":
-            words += [f"--{name}", _last_part(str(value)) if _is_path(str(value)) else str(value)]
+            words += [f"--{name}", last_part(str(value)) if is_path(str(value)) else str(value)]
     words += ["--config", RECIPE_FILE]
     return f"\n```bash\n{' '.join(words)}\n```\n"
 
@@ -249,16 +231,8 @@ def _command(facts: CardFacts) -> str:
 def _recipe(facts: CardFacts) -> str:
     if not facts.recipe:
         return ""
-    text = yaml.safe_dump(_without_paths(dict(facts.recipe)), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(without_paths(dict(facts.recipe)), sort_keys=False, allow_unicode=True)
     return f"`{RECIPE_FILE}`:\n\n```yaml\n{text}```\n"
-
-
-def _without_paths(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_paths(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_paths(item) for item in value]
-    return _last_part(value) if isinstance(value, str) and _is_path(value) else value
 
 
 def _sentence_transformers(name: str) -> str:
@@ -277,14 +251,6 @@ def _backbone_pipeline(facts: CardFacts) -> str:
     if facts.sentence_transformers:
         return "sentence-similarity"
     return "image-feature-extraction" if "image_size" in facts.config else "feature-extraction"
-
-
-def _is_path(text: str) -> bool:
-    return bool(_PATH.search(text)) or "\\" in text or text.count("/") > 1
-
-
-def _last_part(text: str) -> str:
-    return re.split(r"[/\\]", text.rstrip("/\\"))[-1]
 
 
 def _listed(value: Any) -> list[Any]:

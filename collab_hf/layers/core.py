@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..modeling.kernels import (
-    add_to_mask,
     attend_,
     attention_weights,
     prefers_pieces,
     product_dtype,
     wide_attention,
 )
+from ..modeling.masks import add_to_mask
 from .masks import causal_mask, combine
 
 

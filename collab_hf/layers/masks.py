@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import LayerError
+from ..modeling.masks import lower_triangle
 
 
 def to_internal(mask: Tensor, name: str) -> Tensor:
@@ -112,7 +113,7 @@ def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
     Returns:
         (1, 1, T, S), True attends.
     """
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)[None, None]
+    return lower_triangle(slice(keys - queries, keys), device)[None, None]
 
 
 def allow_sinks(mask: Tensor | None, sinks: int) -> Tensor | None:

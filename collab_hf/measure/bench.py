@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..checkpoint.onnx import example_inputs
+from ..host.inputs import example_inputs
 from ..modeling.errors import ConfigError
 from .bench_counts import count_flops, peak_memory, saved_flops
 

@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..calibration.statistics import LayerStatistics, collect_statistics
+from ..calibration.statistics import collect_statistics
 from ..config import CollabConfig
+from ..host.sites import dense_layers
 from ..modeling.plan import AttentionShape, LayerPlan
 from ..parts.query_key.costs import attention_flops, break_even_length
 from ..parts.query_key.forms import Form, all_forms, seen_scores
 from ..planning import score_tensor
-from ..surgery.compress import dense_layers
 from ..tensors import ScoreTensor
 from ..tensors.linalg import product_svd
+from ..tensors.moments import LayerStatistics
 
 SHARES = (0.5, 0.25, 0.125, 0.0625)
 LENGTHS = (128, 512)

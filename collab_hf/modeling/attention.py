@@ -15,19 +15,10 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .errors import ConfigError
-from .families import FAMILIES, Family
-from .kernels import (
-    add_to_mask,
-    attend_,
-    even_slices,
-    four_dimensional,
-    part_of,
-    prefers_pieces,
-    product_dtype,
-    samples_at_once,
-    wide_attention,
-)
-from .mixing import Mixing, build_mixing
+from .families import Family
+from .kernels import attend_, even_slices, prefers_pieces, product_dtype, samples_at_once, wide_attention
+from .masks import add_to_mask, four_dimensional, part_of
+from .mixing import Mixing
 from .plan import LayerPlan
 
 
@@ -221,7 +212,7 @@ class CollabAttention(nn.Module):
 
     def _finish(self, output: Tensor, source: Tensor) -> Tensor:
         family = self.collab_family
-        if family.output:
+        if family.ending != "none":
             output = getattr(self, family.output)(output)
         if family.ending == "albert":
             host: Any = self
@@ -252,96 +243,3 @@ class CollabCrossAttention(CollabAttention):
                 past_key_values.is_updated[self.layer_idx] = True
         cached = past_key_values is not None
         return self._attend(hidden_states, query, key, value, attention_mask, cached, **kwargs)
-
-
-_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
-
-
-def collab_attention_class(host: type[nn.Module]) -> type[nn.Module]:
-    """The collaborative subclass of a host attention class, made once.
-
-    Args:
-        host: a class named in `FAMILIES`.
-
-    Returns:
-        A class named `Collab` + the host's name.
-    """
-    if host not in _CLASSES:
-        family = FAMILIES[host.__name__]
-        base = CollabCrossAttention if family.cross else CollabAttention
-        name = "Collab" + host.__name__
-        members = {
-            "collab_family": family,
-            "collab_host": host,
-            "__module__": __name__,
-            "__qualname__": name,
-            "__doc__": host.__doc__,
-        }
-        _CLASSES[host] = type(name, (base, host), members)
-    return _CLASSES[host]
-
-
-def convert_(module: Any, plan: LayerPlan) -> None:
-    """Turn a dense attention module into a collaborative one, in place; factors are left uninitialised.
-
-    Keeps the module and its projections as objects (hooks stay), their device, dtype, training mode and
-    requires_grad. But where a tied plan leaves the key projection nothing to do, None takes its place.
-
-    Args:
-        module: a dense attention module of a known family.
-        plan: the form it gets, already checked.
-    """
-    family = FAMILIES[type(module).__name__]
-    shape = family.shape(module)
-    query, key = family.projection(module, "query"), family.projection(module, "key")
-    rows = 0 if plan.tied else plan.key_rank
-    rows += shape.num_heads if plan.content_bias == "exact" else 0
-    weight = query.weight
-    with torch.device(weight.device):
-        mixing = build_mixing(plan, shape.num_heads).to(weight.dtype)
-    mixing.requires_grad_(weight.requires_grad)
-    mixing.train(module.training)
-    _resize_(query, plan.query_rank)
-    if rows:
-        _resize_(key, rows)
-    else:
-        setattr(module, family.key, None)
-    module.__class__ = collab_attention_class(type(module))
-    module.collab_plan = plan
-    module.mixing = mixing
-
-
-def key_rows(module: Any) -> Tensor:
-    """Rows of the shared key projection of a converted module, and below them those of an exact content bias.
-
-    Args:
-        module: an attention module that `convert_` made.
-
-    Returns:
-        (key_rank, E), or (key_rank + num_heads, E).
-    """
-    family, plan = module.collab_family, module.collab_plan
-    query = [family.projection(module, "query").weight] if plan.tied else []
-    key = [] if family.lacks_key(module) else [family.projection(module, "key").weight]
-    return torch.cat([*query, *key])
-
-
-def _resize_(linear: Any, out_features: int) -> None:
-    old = linear.weight
-    linear.weight = nn.Parameter(
-        old.new_empty(out_features, linear.in_features), requires_grad=old.requires_grad
-    )
-    linear.bias = None
-    linear.out_features = out_features
-
-
-def __getattr__(name: str) -> type[nn.Module]:
-    """Classes made on demand, for unpickling in a fresh process."""
-    host = name.removeprefix("Collab")
-    if name.startswith("Collab") and host in FAMILIES:
-        import importlib
-
-        model_type = FAMILIES[host].model_types[0]
-        modeling = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
-        return collab_attention_class(getattr(modeling, host))
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,17 +18,21 @@ from .plan import AttentionShape
 class Family:
     """Names of one host attention class's attributes.
 
+    Paths lead from the attention module down; `..` in front leads to the module around it first.
+
     Args:
         model_types: transformers' `config.model_type` of the models that use the class.
         query: the query projection, an nn.Linear; likewise key and value.
         key: the key projection.
         value: the value projection.
+        output: path of the output projection, an nn.Linear that reads all heads side by side.
         num_heads: number of heads.
         head_dim: width of one head.
         dropout: dropout of the attention weights, an nn.Dropout or a float.
-        ending: what forward does after the attention: `none`, `linear` (an output projection), or `albert`
+        ending: what forward does after the attention: `none`, `linear` (the output projection), or `albert`
             (output projection, dropout, residual, LayerNorm).
-        output: the output projection, where forward applies one.
+        gain: path of the vector that scales the output's dimensions before the next layer reads them (of a
+            LayerNorm behind it, or of a layer scale); None where there is none.
         cross: the keys come from another sequence, `encoder_hidden_states`.
     """
 
@@ -36,11 +40,12 @@ class Family:
     query: str = "query"
     key: str = "key"
     value: str = "value"
+    output: str = "..output.dense"
     num_heads: str = "num_attention_heads"
     head_dim: str = "attention_head_size"
     dropout: str = "dropout"
     ending: Literal["none", "linear", "albert"] = "none"
-    output: str = ""
+    gain: str | None = "..output.LayerNorm.weight"
     cross: bool = False
 
     def shape(self, module: nn.Module) -> AttentionShape:
@@ -83,26 +88,77 @@ class Family:
 _BERT = Family(("bert",))
 _VIT = Family(
     ("vit",),
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "num_attention_heads",
-    "head_dim",
-    "attention_dropout",
-    "linear",
-    "o_proj",
+    query="q_proj",
+    key="k_proj",
+    value="v_proj",
+    output="o_proj",
+    head_dim="head_dim",
+    dropout="attention_dropout",
+    ending="linear",
+    gain=None,
 )
 
 FAMILIES: dict[str, Family] = {
     "BertSelfAttention": _BERT,
     "BertCrossAttention": replace(_BERT, cross=True),
     "AlbertAttention": replace(
-        _BERT, model_types=("albert",), dropout="attention_dropout", ending="albert", output="dense"
+        _BERT,
+        model_types=("albert",),
+        dropout="attention_dropout",
+        ending="albert",
+        output="dense",
+        gain="LayerNorm.weight",
     ),
     "ViTAttention": _VIT,
     "DeiTAttention": replace(_VIT, model_types=("deit",)),
-    "Dinov2Attention": replace(_VIT, model_types=("dinov2",)),
+    "Dinov2Attention": replace(_VIT, model_types=("dinov2",), gain="..layer_scale1.lambda1"),
 }
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """Names of one host feed-forward's attributes.
+
+    It computes down(activation(up(x))), or down(activation(gate(x)) * up(x)).
+
+    Paths lead from the module that holds the projections down; `..` in front leads to the one around it.
+
+    Args:
+        up: the projection to the neurons, an nn.Linear.
+        down: the projection back, an nn.Linear, which reads the neurons.
+        gate: the projection that the activation is applied to; None where there is none.
+        gain: as for `Family`.
+    """
+
+    up: str
+    down: str
+    gate: str | None = None
+    gain: str | None = None
+
+
+FEED_FORWARDS: dict[str, FeedForward] = {
+    "BertLayer": FeedForward("intermediate.dense", "output.dense", gain="output.LayerNorm.weight"),
+    "AlbertLayer": FeedForward("ffn", "ffn_output", gain="full_layer_layer_norm.weight"),
+    "ViTMLP": FeedForward("fc1", "fc2"),
+    "DeiTMLP": FeedForward("fc1", "fc2"),
+    "Dinov2MLP": FeedForward("fc1", "fc2", gain="..layer_scale2.lambda1"),
+    "Dinov2SwiGLUFFN": FeedForward("up_proj", "down_proj", "gate_proj", gain="..layer_scale2.lambda1"),
+}
+
+
+def feed_forward_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, FeedForward]]:
+    """Walk the feed-forward modules that collab_hf knows.
+
+    Args:
+        model: a transformers model, with or without a task head.
+
+    Yields:
+        Name relative to the base model, module, row. A module that several layers share comes once.
+    """
+    for name, module in model.named_modules():
+        row = FEED_FORWARDS.get(type(module).__name__)
+        if row is not None and type(module).__module__.startswith("transformers."):
+            yield relative_name(model, name), module, row
 
 
 def attention_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, Family]]:

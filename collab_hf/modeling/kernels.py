@@ -16,6 +16,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from .masks import blocked_rows, four_dimensional, lower_triangle, merge, part_of
+
 # Scores of one piece in bytes, for each thread: twice a core's second-level cache (of 1 MiB where this was
 # measured). Half as much costs a layer up to 10 % more time at 1,024 tokens, a quarter up to 20 %; twice as
 # much saves up to 7 %, but counts on more of the third level than a core may have.
@@ -26,27 +28,6 @@ _TRAINING_BYTES = 8 << 20
 # Fewer tokens than these, in all samples, are attended in float32: a product in half precision costs some
 # 20 microseconds before it begins.
 _FEW_TOKENS = 64
-
-
-def add_to_mask(bias: Tensor, mask: Tensor | None, query_length: int, causal: bool) -> Tensor:
-    """Merge a content bias into an attention mask.
-
-    Args:
-        bias: (B, H, 1, S), already scaled.
-        mask: None, boolean (True attends) or additive, broadcastable to (B, H, T, S).
-        query_length: T.
-        causal: whether a missing mask means a causal one.
-
-    Returns:
-        An additive mask, (B, H, 1, S) wherever the mask does not differ between queries.
-    """
-    if mask is None:
-        if not causal or query_length == 1:
-            return bias
-        mask = torch.ones(query_length, bias.shape[-1], dtype=torch.bool, device=bias.device).tril()
-    elif mask.dim() == 4 and mask.shape[2] > 1 and mask.stride(2) == 0:
-        mask = mask[:, :, :1]  # a padding mask that was expanded over the queries
-    return _added(bias, mask)
 
 
 def prefers_pieces(query: Tensor, key_length: int, score_width: int, head_width: int, dropout: float) -> bool:
@@ -175,43 +156,9 @@ def attend_(
                 part_of(bias, samples, some),
                 rows.start if causal else None,
             )
-    blocked = _blocked(mask)
+    blocked = blocked_rows(mask)
     if blocked is not None:
         output.masked_fill_(blocked.transpose(1, 2), 0.0)
-
-
-def part_of(tensor: Tensor | None, *where: slice) -> Tensor | None:
-    """The part of a tensor that belongs to some samples, heads and queries.
-
-    Args:
-        tensor: None, or of sizes along its first dimensions that are whole, or 1 for all alike.
-        *where: slices of the first dimensions, in order.
-
-    Returns:
-        A view; None of None.
-    """
-    if tensor is None:
-        return None
-    return tensor[tuple(s if size > 1 else slice(None) for s, size in zip(where, tensor.shape, strict=False))]
-
-
-def four_dimensional(mask: Tensor | None) -> Tensor | None:
-    """One row of a mask where all queries have the same, and four dimensions.
-
-    Hosts repeat a padding mask for every query, and then each head would turn all of it into numbers.
-
-    Args:
-        mask: None, boolean (True attends) or additive, broadcastable to (B, H, T, S).
-
-    Returns:
-        A view of (1 or B, 1 or H, 1 or T, S); None of None.
-    """
-    if mask is None:
-        return None
-    mask = mask[(None,) * (4 - mask.dim())]
-    first = mask[:, :, :1]
-    repeated = mask.stride(2) == 0 or (mask.dtype == torch.bool and bool((mask == first).all()))
-    return first if repeated else mask
 
 
 def wide_attention(
@@ -292,8 +239,8 @@ def _attend_piece_(
     if first is not None:
         seen = first + length  # no query sees later keys
         key, value, bias = key[:, :, :seen], value[:, :, :seen], None if bias is None else bias[..., :seen]
-        mask = _lower_triangle(slice(first, seen), key.device)
-    added = bias if mask is None else _added(bias, mask)
+        mask = lower_triangle(slice(first, seen), key.device)
+    added = bias if mask is None else merge(bias, mask)
     shape = (batch, heads, length, key.shape[2])
     if key.shape[1] == 1:
         # One product for all heads: (B, H, T, W) -> (B, H*T, W)
@@ -310,28 +257,6 @@ def _attend_piece_(
     weights = torch.softmax(scores, -1, out=scores).view(batch * heads, length, -1)
     result = torch.bmm(weights, value.flatten(0, 1))
     output.copy_(result.view(batch, heads, length, -1).transpose(1, 2))
-
-
-def _added(bias: Tensor | None, mask: Tensor) -> Tensor:
-    """What a mask and a bias add to the scores."""
-    if mask.dtype == torch.bool:
-        return torch.where(mask, 0.0 if bias is None else bias, float("-inf"))
-    return mask if bias is None else bias + mask
-
-
-def _lower_triangle(rows: slice, device: torch.device) -> Tensor:
-    queries = torch.arange(rows.start, rows.stop, device=device)
-    return queries.unsqueeze(1) >= torch.arange(rows.stop, device=device)
-
-
-def _blocked(mask: Tensor | None) -> Tensor | None:
-    """Where nothing may be attended, (1 or B, 1 or H, 1 or T, 1); None where there is no such query."""
-    if mask is None:
-        return None
-    blocked = (
-        ~mask.any(-1, keepdim=True) if mask.dtype == torch.bool else mask.amax(-1, keepdim=True).isneginf()
-    )
-    return blocked if blocked.any() else None
 
 
 def attention_weights(

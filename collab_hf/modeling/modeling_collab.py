@@ -21,11 +21,11 @@ from transformers.conversion_mapping import (
     register_checkpoint_conversion_mapping,
 )
 from transformers.models.auto import modeling_auto
-from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from . import configuration_collab
-from .attention import CollabAttention, convert_
+from .attention import CollabAttention
 from .configuration_collab import FORMAT, config_class
+from .conversion import convert_
 from .errors import CheckpointError, ConfigError
 from .families import FAMILIES, attention_layers, relative_name
 from .mixing import SelectionMixing
@@ -231,31 +231,6 @@ def apply_plans_(model: PreTrainedModel, plans: dict[str, LayerPlan]) -> None:
 def _forget_renaming(model: PreTrainedModel) -> None:
     """Drop the weight renaming that was looked up for the host's class, when the host was built or loaded."""
     vars(model)["_weight_conversions"] = None
-
-
-def adopt_(model: PreTrainedModel, plans: dict[str, LayerPlan]) -> None:
-    """Give a model whose layers are converted its collaborative class and config, in place.
-
-    Args:
-        model: a transformers model; its inner models are adopted too.
-        plans: plan by the layer's name relative to the base model, written into the config.
-    """
-    for inner in [m for m in model.modules() if isinstance(m, PreTrainedModel)]:
-        inner.__class__ = model_class(type(inner))
-        # The registry of outputs that can be recorded goes by class.
-        _CAN_RECORD_REGISTRY[inner] = inner._can_record_outputs
-        _forget_renaming(inner)
-        config = inner.config
-        if not isinstance(config, _config_class_of(type(inner))):
-            base_type = config.model_type
-            config.__class__ = config_class(type(config))
-            config.collab = {
-                "format": FORMAT,
-                "layers": {name: plan.to_dict() for name, plan in plans.items()},
-            }
-            config.auto_map = auto_map(base_type)
-            if configuration_collab.on_config is not None:
-                configuration_collab.on_config(type(config).__mro__[1])
 
 
 def check_factors(model: PreTrainedModel, info: dict[str, Any]) -> None:

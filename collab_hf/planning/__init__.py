@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from ..calibration.held_out import split_batches
+from ..host.sites import score_tensor
 from ..parts.query_key.candidates import DEFAULT_BUDGET, candidate_plans, choose_factors
-from .curves import score_tensor
-from .divergence import Divergence, split_batches
+from .divergence import Divergence
 from .planner import ModelPlan, PlannedLayer, plan_model, planned_layers
 
 __all__ = [

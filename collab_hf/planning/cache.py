@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..calibration.statistics import LayerStatistics
 from ..config import CollabConfig
 from ..modeling.errors import CollabError
 from ..modeling.plan import AttentionShape, LayerPlan
 from ..parts.query_key.forms import Form
 from ..tensors import Moments
+from ..tensors.moments import LayerStatistics
 from .curves import LayerCurve
 
 # Part of every key: raise it when curves are measured in another way.

@@ -7,22 +7,22 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..calibration.statistics import LayerStatistics
+from ..calibration.held_out import Batch
 from ..config import CollabConfig
-from ..errors import DecompositionError
+from ..host.sites import Layers, score_tensor
 from ..modeling.errors import ConfigError
-from ..modeling.families import Family
 from ..modeling.plan import AttentionShape
 from ..parts.query_key.candidates import layer_problem
+from ..parts.query_key.dense_heads import replaced
 from ..parts.query_key.forms import Form, layer_forms, seen_scores, worthwhile
 from ..recovery.reconstruction import Piece, reconstruct_layer, recorded
-from ..tensors import Problem, ScoreTensor
+from ..tensors import Problem
 from ..tensors.factors import SharedFactors
-from .divergence import Batch, Divergence, replaced
+from ..tensors.moments import LayerStatistics
+from .divergence import Divergence
 from .knapsack import Array
 
 # Shares of a layer's dense parameters whose best form is measured; between them the error curve interpolates.
@@ -38,8 +38,6 @@ _TRIAL_SWEEPS = 3
 # every layer is reconstructed in every measured form.
 _TRIAL_STEPS = 24
 _TRIAL_TOKENS = 512
-
-Layers = Mapping[str, tuple[nn.Module, Family]]
 
 
 @dataclass(frozen=True)
@@ -86,28 +84,6 @@ class LayerCurve:
         fitted = y.mean() + slope * (np.log(np.maximum(errors, tiny)) - x.mean())
         losses: Array = np.where(errors > 0, np.exp(fitted), 0.0)
         return losses
-
-
-def score_tensor(module: nn.Module, family: Family, name: str, config: CollabConfig) -> ScoreTensor:
-    """The per-head factors of a dense attention module, in the solvers' precision.
-
-    Args:
-        module: a dense attention module.
-        family: its family.
-        name: the layer's name, for the message.
-        config: the layer's settings.
-
-    Returns:
-        The factors.
-
-    Raises:
-        DecompositionError: weights that are not finite.
-    """
-    dtype = getattr(torch, config.precision)
-    query, key, bias = family.head_factors(module)
-    if not all(torch.isfinite(t).all() for t in (query, key, *([] if bias is None else [bias]))):
-        raise DecompositionError(f"the query or key weights of {name} are not finite")
-    return ScoreTensor(query.to(dtype), key.to(dtype), None if bias is None else bias.to(dtype))
 
 
 def spectral_curves(

@@ -2,59 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..calibration.statistics import evaluating
+from ..calibration.held_out import Batch
 from ..errors import CalibrationError
-from ..modeling.families import Family
+from ..host.inputs import evaluating
 from ..tensors.factors import SharedFactors
-
-# Held-out examples: with more, the curves of the measured models no longer changed in their first digit.
-_MOST_HELD_OUT = 64
-_HELD_OUT_SHARE = 4
-
-Batch = Mapping[str, Any]
-
-
-def split_batches(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
-    """Set examples aside that the statistics don't see: every fourth, 64 at most, spread over all batches.
-
-    Args:
-        batches: model inputs; tensors of one batch have the examples along their first dimension.
-
-    Returns:
-        Batches for the statistics, and batches held out. With fewer than 4 examples in all, or inputs that
-        can't be taken apart, both are all batches.
-    """
-    sizes = [_num_examples(batch) for batch in batches]
-    if None in sizes or sum(filter(None, sizes)) < _HELD_OUT_SHARE:
-        return list(batches), list(batches)
-    total = sum(filter(None, sizes))
-    stride = max(_HELD_OUT_SHARE, -(-total // _MOST_HELD_OUT))
-    kept, held, position = [], [], 0
-    for batch, size in zip(batches, sizes, strict=True):
-        aside = (torch.arange(position, position + (size or 0)) % stride) == stride // 2
-        position += size or 0
-        if aside.any():
-            held.append(_rows(batch, aside))
-        if not aside.all():
-            kept.append(_rows(batch, ~aside))
-    return kept, held
-
-
-def _num_examples(batch: Batch) -> int | None:
-    sizes = {len(v) if v.dim() else 0 for v in batch.values() if isinstance(v, Tensor)}
-    return sizes.pop() if len(sizes) == 1 else None
-
-
-def _rows(batch: Batch, chosen: Tensor) -> Batch:
-    return {k: v[chosen.to(v.device)] if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
 class Divergence:
@@ -122,51 +80,3 @@ def _views(hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]
 def fits_head(factors: SharedFactors, head_dim: int) -> bool:
     """Whether a head of the dense layer can hold the form: scores no wider, content bias folded."""
     return factors.plan.score_width <= head_dim and factors.content_bias is None
-
-
-@contextmanager
-def replaced(
-    layers: Mapping[str, tuple[nn.Module, Family]], factors: Mapping[str, SharedFactors]
-) -> Iterator[None]:
-    """Let dense layers compute the scores of shared factors inside the with block.
-
-    A head whose scores are no wider than head_dim is a dense head with weights A P_h and B Q_h, so the host
-    serves as it is and nothing is converted.
-
-    Args:
-        layers: dense attention module and family by name.
-        factors: shared factors for some of the layers, each with `fits_head`.
-
-    Yields:
-        Nothing.
-    """
-    with ExitStack() as stack, torch.no_grad():
-        for name, result in factors.items():
-            module, family = layers[name]
-            stack.enter_context(_replaced_layer(module, family, result))
-        yield
-
-
-@contextmanager
-def _replaced_layer(module: nn.Module, family: Family, factors: SharedFactors) -> Iterator[None]:
-    query, key = family.projection(module, "query"), family.projection(module, "key")
-    head_dim = family.shape(module).head_dim
-
-    def dense(shared: Tensor, maps: Tensor, like: Tensor) -> nn.Parameter:
-        # (D, R) (H, R, w) -> (H * d, D), zeros beyond the score width
-        weight = torch.nn.functional.pad((shared @ maps.to(shared)).mT, (0, 0, 0, head_dim - maps.shape[2]))
-        return nn.Parameter(weight.flatten(0, 1).to(like), requires_grad=False)
-
-    before = query.weight, query.bias, key.weight
-    mixing = factors.mixing
-    with torch.no_grad():
-        bias = mixing.bias
-        if bias is not None:
-            padded = torch.nn.functional.pad(bias, (0, head_dim - bias.shape[1])).flatten()
-            query.bias = nn.Parameter(padded.to(query.weight), requires_grad=False)
-        query.weight = dense(factors.shared_query, mixing.query_maps(), before[0])
-        key.weight = dense(factors.shared_key, mixing.key_maps(), before[2])
-    try:
-        yield
-    finally:
-        query.weight, query.bias, key.weight = before

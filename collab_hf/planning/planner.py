@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..calibration.statistics import LayerStatistics, collect_statistics
+from ..calibration.held_out import Batch, split_batches
+from ..calibration.statistics import collect_statistics
 from ..config import CollabConfig
+from ..host.sites import Layers
 from ..modeling.errors import ConfigError
 from ..modeling.plan import LayerPlan
-from ..parts.query_key.candidates import candidate_plans
-from ..parts.query_key.costs import flops_target
+from ..parts.query_key.candidates import candidate_plans, layer_settings
 from ..parts.query_key.forms import Form
+from ..tensors.moments import LayerStatistics
 from . import cache
-from .curves import LayerCurve, Layers, measured_curves, spectral_curves
-from .divergence import Batch, split_batches
-from .targets import choose_forms
+from .curves import LayerCurve, measured_curves, spectral_curves
+from .targets import choose_forms, flops_target
 
 
 @dataclass(frozen=True)
@@ -224,31 +225,3 @@ def _resolved(config: CollabConfig, planned: Iterable[PlannedLayer]) -> CollabCo
         max_loss=None,
         layers={**config.layers, **forms},
     )
-
-
-def layer_settings(plan: LayerPlan | None) -> dict[str, Any] | Literal["dense"]:
-    """A form as an entry of `CollabConfig.layers`.
-
-    Args:
-        plan: the form, or None for dense.
-
-    Returns:
-        Fields of CollabConfig that give this form again.
-    """
-    if plan is None:
-        return "dense"
-    values: dict[str, Any] = {"method": plan.method, "content_bias": plan.content_bias}
-    if plan.method == "tucker":
-        values |= {
-            "query_rank": plan.query_rank,
-            "key_rank": plan.key_rank // plan.key_groups,
-            "score_width": plan.score_width,
-        }
-        values |= {"key_groups": plan.key_groups} if plan.key_groups > 1 else {}
-        values |= {"head_rank": plan.head_rank} if plan.head_rank else {}
-        values |= {"tied": True} if plan.tied else {}
-    elif plan.method != "copy":
-        values["rank"] = plan.query_rank
-        if plan.method == "cp" and plan.score_width != plan.query_rank:
-            values["dims_per_head"] = plan.score_width
-    return values

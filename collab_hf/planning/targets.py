@@ -8,7 +8,7 @@ import numpy as np
 
 from ..config import CollabConfig
 from ..modeling.errors import ConfigError
-from ..parts.query_key.costs import attention_flops, flops_target
+from ..parts.query_key.costs import attention_flops
 from .curves import LayerCurve
 from .knapsack import Array, BudgetError, solve_knapsack
 
@@ -103,3 +103,28 @@ def _knee(losses: list[Array], sizes: list[Array], most_flops: float) -> float:
     x = (shares - shares[0]) / (shares[-1] - shares[0])
     y = (values - values[-1]) / (values[0] - values[-1])
     return float(shares[int((1 - x - y).argmax())])
+
+
+def flops_target(config: CollabConfig) -> tuple[int, float]:
+    """Read `LENGTH:SHARE`.
+
+    Args:
+        config: settings with target_flops.
+
+    Returns:
+        Sequence length in tokens, and share of the dense operations.
+
+    Raises:
+        ConfigError: another form, a length below 1, or a share outside of (0, 1].
+    """
+    length, _, share = str(config.target_flops).partition(":")
+    try:
+        target = int(length), float(share)
+    except ValueError:
+        target = 0, 0.0
+    if target[0] < 1 or not 0 < target[1] <= 1:
+        raise ConfigError(
+            f"target_flops must be LENGTH:SHARE with a length of at least 1 and a share in (0, 1], such as "
+            f"128:0.5, got {config.target_flops}"
+        )
+    return target

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -165,22 +164,3 @@ def real_rows(values: Tensor, mask: Tensor | None) -> Tensor:
     if mask is not None:
         return values[mask]
     return values.flatten(0, -2)
-
-
-def move(batch: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """A batch on a device, its floating tensors in a dtype.
-
-    Args:
-        batch: model inputs by name.
-        device: of the model.
-        dtype: of the model.
-
-    Returns:
-        The batch.
-    """
-    return {
-        name: value.to(device, dtype if value.is_floating_point() else value.dtype)
-        if isinstance(value, Tensor)
-        else value
-        for name, value in batch.items()
-    }

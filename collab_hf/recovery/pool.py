@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from ..errors import RecoveryError
+from ..host.inputs import move
 from .losses import Targets, targets_of
-from .outputs import Wanted, move
+from .outputs import Wanted
 from .processes import Processes, batch_length
 
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..calibration.statistics import LayerCall, watch_layers
-from ..modeling.attention import CollabAttention, convert_, key_rows
-from ..modeling.families import FAMILIES, Family
+from ..host.watch import LayerCall, watch_layers
+from ..modeling.families import FAMILIES
+from ..parts.query_key.graft import factor_parameters, graft_, read_factors
 from ..tensors.factors import SharedFactors
 
 # Tokens of one step, and of all examples: 1,000 short sentences or 64 images of 224 pixels fill the latter.
@@ -65,58 +65,6 @@ class Piece:
     arguments: Mapping[str, Any]
     output: Tensor
     real: Tensor | None
-
-
-def graft_(module: nn.Module, factors: SharedFactors) -> None:
-    """Convert a dense attention module and fill in its factors.
-
-    Args:
-        module: a dense attention module of a known family.
-        factors: its query and key in shared form.
-    """
-    convert_(module, factors.plan)
-    fill_(module, factors)
-
-
-@torch.no_grad()
-def fill_(module: Any, factors: SharedFactors) -> None:
-    """Put factors into a converted module.
-
-    Args:
-        module: an attention module that `convert_` gave the factors' plan.
-        factors: its query and key in shared form.
-    """
-    family: Family = module.collab_family
-    family.projection(module, "query").weight.copy_(factors.shared_query.T)
-    rows = [] if factors.plan.tied else [factors.shared_key.T]
-    if factors.content_bias is not None:
-        rows.append(factors.content_bias)
-    if rows:
-        family.projection(module, "key").weight.copy_(torch.cat(rows))
-    module.mixing.load_state_dict(factors.mixing.state_dict())
-
-
-def _read(module: CollabAttention, relative_error: float) -> SharedFactors:
-    """The opposite of `fill_`."""
-    plan, family = module.collab_plan, module.collab_family
-    key = key_rows(module).detach()
-    return SharedFactors(
-        plan,
-        family.projection(module, "query").weight.detach().T,
-        key[: plan.key_rank].T,
-        copy.deepcopy(module.mixing).requires_grad_(False),
-        key[plan.key_rank :] if plan.content_bias == "exact" else None,
-        relative_error,
-    )
-
-
-def factor_parameters(layer: CollabAttention) -> Iterator[nn.Parameter]:
-    """Shared projections, mixing and content bias of a compressed attention layer."""
-    family = layer.collab_family
-    yield from family.projection(layer, "query").parameters()
-    if not family.lacks_key(layer):
-        yield from family.projection(layer, "key").parameters()
-    yield from layer.mixing.parameters()
 
 
 def reconstruct(
@@ -276,7 +224,7 @@ def reconstruct_layer(
             torch._foreach_copy_([parameter.detach() for parameter in trained], kept)
     if best == before:
         return Reconstruction(factors, before, before)
-    return Reconstruction(_read(student, factors.relative_error), before, best)
+    return Reconstruction(read_factors(student, factors.relative_error), before, best)
 
 
 def _train(

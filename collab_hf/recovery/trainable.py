@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from ..errors import FamilyError
 from ..modeling.attention import CollabAttention
+from ..parts.query_key.graft import factor_parameters
 from .config import Trainable
-from .reconstruction import factor_parameters
 
 
 def trainable_parameters(student: nn.Module, which: Trainable) -> dict[str, nn.Parameter]:

@@ -71,6 +71,6 @@ def _register_models(base: type[PreTrainedConfig]) -> None:
 
 
 def _push_model(*args: Any, **kwargs: Any) -> str:
-    from ..hub.push import push_model
+    from ..hub.publish import push_model
 
     return push_model(*args, **kwargs)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,15 +11,14 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..calibration.statistics import LayerStatistics, collect_statistics
+from ..calibration.statistics import collect_statistics
 from ..config import CollabConfig
-from ..errors import FamilyError
-from ..modeling.attention import CollabAttention
+from ..host.adoption import adopt_
+from ..host.sites import dense_layers
 from ..modeling.errors import ConfigError
-from ..modeling.families import FAMILIES, Family, attention_layers
-from ..modeling.modeling_collab import adopt_
-from ..modeling.plan import LayerPlan, Method
-from ..parts.query_key.costs import break_even_length
+from ..modeling.families import Family
+from ..modeling.plan import LayerPlan
+from ..parts.query_key.graft import graft_
 from ..planning import (
     Divergence,
     candidate_plans,
@@ -30,88 +28,10 @@ from ..planning import (
     score_tensor,
     split_batches,
 )
-from ..recovery.reconstruction import Reconstruction, graft_, reconstruct
+from ..recovery.reconstruction import Reconstruction, reconstruct
 from ..tensors.factors import SharedFactors
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What happened to one attention layer.
-
-    Attributes:
-        name: the layer's name relative to the base model.
-        method: `cp`, `tucker`, `svd`, `copy`, or `dense` where it was left alone.
-        rank: width of the shared query projection.
-        plan: every setting of the form; None where dense.
-        relative_error: ||T - T^||_F / ||T||_F of the decomposition, whitened by the calibration data where
-            there is some.
-        qk_parameters_before: weights and biases of the dense query and key projections.
-        qk_parameters_after: shared projections, mixing and content bias.
-        break_even_length: tokens from which the form takes more operations than dense; None for never.
-        output_error: relative error of the attention output after decomposition and after reconstruction,
-            on calibration tokens that no gradient step saw (the statistics did, and they chose between
-            stages); None without reconstruction.
-    """
-
-    name: str
-    method: str
-    rank: int
-    plan: LayerPlan | None
-    relative_error: float
-    qk_parameters_before: int
-    qk_parameters_after: int
-    break_even_length: int | None = None
-    output_error: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class CompressionReport:
-    """What `compress_` did.
-
-    Attributes:
-        layers: one report per attention layer, in the model's order.
-        parameters_before: all parameters of the model before.
-        parameters_after: all parameters of the model after.
-        calibrated: whether activation statistics were used.
-        config: the settings, with the forms that planning chose written out; they give the same again.
-        predicted_loss: sum of the planned layers' measured divergences, each replaced alone; None unless
-            layers were planned on data.
-        measured_loss: divergence of the compressed model's hidden states from the original's on the same
-            examples, which neither statistics nor reconstruction saw.
-    """
-
-    layers: tuple[LayerReport, ...]
-    parameters_before: int
-    parameters_after: int
-    calibrated: bool
-    config: CollabConfig = field(default_factory=CollabConfig)
-    predicted_loss: float | None = None
-    measured_loss: float | None = None
-
-    @property
-    def qk_parameters_before(self) -> int:
-        """Query/key parameters of all layers before."""
-        return sum(layer.qk_parameters_before for layer in self.layers)
-
-    @property
-    def qk_parameters_after(self) -> int:
-        """Query/key parameters of all layers after."""
-        return sum(layer.qk_parameters_after for layer in self.layers)
-
-    @property
-    def mean_relative_error(self) -> float:
-        """Mean of the layers' relative errors."""
-        return sum(layer.relative_error for layer in self.layers) / len(self.layers)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain values, ready for JSON."""
-        values = asdict(self)
-        values["config"] = self.config.to_dict()
-        for layer, report in zip(values["layers"], self.layers, strict=True):
-            layer["plan"] = None if report.plan is None else report.plan.to_dict()
-        values["layers"] = list(values["layers"])
-        totals = ("qk_parameters_before", "qk_parameters_after", "mean_relative_error")
-        return {**values, **{name: getattr(self, name) for name in totals}}
+from ..tensors.moments import LayerStatistics
+from .report import CompressionReport, layer_report, qk_parameters
 
 
 def compress_(
@@ -159,12 +79,14 @@ def compress_(
             scores, chosen[name], plans[name], None if statistics is None else statistics[name]
         )
     better = _reconstruct(model, layers, factors, prepared.seen, config, progress)
-    qk_before = {name: _qk_parameters(*layers[name]) for name in layers}
+    qk_before = {name: qk_parameters(*layers[name]) for name in layers}
     for name, result in factors.items():
         graft_(layers[name][0], better[name].factors if name in better else result)
     adopt_(model, {name: result.plan for name, result in factors.items()})
     reports = [
-        _report(name, factors.get(name), better.get(name), qk_before[name], layers[name][1], layers[name][0])
+        layer_report(
+            name, factors.get(name), better.get(name), qk_before[name], layers[name][1], layers[name][0]
+        )
         for name in layers
     ]
     after = sum(p.numel() for p in model.parameters())
@@ -245,57 +167,3 @@ def _candidates(
         if name not in open_to_plan
     }
     return chosen, plans
-
-
-def dense_layers(model: nn.Module) -> dict[str, tuple[nn.Module, Family]]:
-    """The attention layers that can be compressed.
-
-    Args:
-        model: a transformers model.
-
-    Returns:
-        Module and family by the layer's name relative to the base model.
-
-    Raises:
-        FamilyError: no attention layer that collab_hf knows, or one that is compressed already.
-    """
-    if any(isinstance(m, CollabAttention) for m in model.modules()):
-        raise FamilyError("the model is compressed already; start from the original")
-    layers = {name: (module, family) for name, module, family in attention_layers(model)}
-    if not layers:
-        known = ", ".join(sorted({t for family in FAMILIES.values() for t in family.model_types}))
-        raise FamilyError(
-            f"{type(model).__name__} has no attention layer that collab_hf knows; it knows {known}"
-        )
-    return layers
-
-
-def _qk_parameters(module: nn.Module, family: Family) -> int:
-    projections = (family.projection(module, "query"), family.projection(module, "key"))
-    return sum(p.numel() for projection in projections for p in projection.parameters())
-
-
-def _report(
-    name: str,
-    factors: SharedFactors | None,
-    better: Reconstruction | None,
-    before: int,
-    family: Family,
-    module: nn.Module,
-) -> LayerReport:
-    shape = family.shape(module)
-    if factors is None:
-        return LayerReport(name, "dense", shape.full_rank, None, 0.0, before, before)
-    method: Method = factors.plan.method
-    after, dearer_from = factors.num_parameters, break_even_length(factors.plan, shape)
-    return LayerReport(
-        name,
-        method,
-        factors.plan.query_rank,
-        factors.plan,
-        factors.relative_error,
-        before,
-        after,
-        None if math.isinf(dearer_from) else math.ceil(dearer_from),
-        None if better is None else (better.error_before, better.error_after),
-    )

@@ -8,12 +8,12 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..calibration.statistics import LayerStatistics
 from ..config import CollabConfig
+from ..host.sites import dense_layers
 from ..modeling.plan import AttentionShape, LayerPlan
 from ..parts.query_key.costs import attention_flops
 from ..planning import ModelPlan, candidate_plans, plan_model, planned_layers
-from .compress import dense_layers
+from ..tensors.moments import LayerStatistics
 
 # Lengths at which the cost is predicted: a sentence, a paragraph, a page.
 LENGTHS = (32, 128, 512)

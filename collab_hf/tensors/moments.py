@@ -181,3 +181,16 @@ class MomentsAccumulator:
         self._scatter.addr_(delta, delta, alpha=self.count * count / total)
         self._mean += delta * (count / total)
         self.count = total
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStatistics:
+    """What one attention layer reads.
+
+    Attributes:
+        query: moments of the input of the query projection.
+        key: moments of the input of the key projection; the same object as query in self-attention.
+    """
+
+    query: Moments
+    key: Moments

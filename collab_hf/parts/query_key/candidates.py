@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any, Literal
 
-from ...calibration.statistics import LayerStatistics
 from ...config import CollabConfig
 from ...modeling.errors import RankError
 from ...modeling.plan import AttentionShape, ContentBias, LayerPlan, Method
 from ...tensors import Problem, ScoreTensor
 from ...tensors.factors import SharedFactors
+from ...tensors.moments import LayerStatistics
 
 # Kept of the query/key parameters when neither ranks nor a budget are given.
 DEFAULT_BUDGET = 0.25
@@ -177,3 +178,31 @@ def _plan(
     shared = config.key_groups, config.head_rank, config.tied
     plan = LayerPlan(method, query_rank, key_rank, width, *shared, bias)
     return plan.check(shape, name)
+
+
+def layer_settings(plan: LayerPlan | None) -> dict[str, Any] | Literal["dense"]:
+    """A form as an entry of `CollabConfig.layers`.
+
+    Args:
+        plan: the form, or None for dense.
+
+    Returns:
+        Fields of CollabConfig that give this form again.
+    """
+    if plan is None:
+        return "dense"
+    values: dict[str, Any] = {"method": plan.method, "content_bias": plan.content_bias}
+    if plan.method == "tucker":
+        values |= {
+            "query_rank": plan.query_rank,
+            "key_rank": plan.key_rank // plan.key_groups,
+            "score_width": plan.score_width,
+        }
+        values |= {"key_groups": plan.key_groups} if plan.key_groups > 1 else {}
+        values |= {"head_rank": plan.head_rank} if plan.head_rank else {}
+        values |= {"tied": True} if plan.tied else {}
+    elif plan.method != "copy":
+        values["rank"] = plan.query_rank
+        if plan.method == "cp" and plan.score_width != plan.query_rank:
+            values["dims_per_head"] = plan.score_width
+    return values

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-from ...config import CollabConfig
-from ...modeling.errors import ConfigError
 from ...modeling.plan import AttentionShape, LayerPlan
 
 
@@ -68,28 +66,3 @@ def break_even_length(plan: LayerPlan | None, shape: AttentionShape) -> float:
     if dearer <= 0:
         return 0.0 if saved < 0 else math.inf
     return max(0.0, saved / dearer)
-
-
-def flops_target(config: CollabConfig) -> tuple[int, float]:
-    """Read `LENGTH:SHARE`.
-
-    Args:
-        config: settings with target_flops.
-
-    Returns:
-        Sequence length in tokens, and share of the dense operations.
-
-    Raises:
-        ConfigError: another form, a length below 1, or a share outside of (0, 1].
-    """
-    length, _, share = str(config.target_flops).partition(":")
-    try:
-        target = int(length), float(share)
-    except ValueError:
-        target = 0, 0.0
-    if target[0] < 1 or not 0 < target[1] <= 1:
-        raise ConfigError(
-            f"target_flops must be LENGTH:SHARE with a length of at least 1 and a share in (0, 1], such as "
-            f"128:0.5, got {config.target_flops}"
-        )
-    return target

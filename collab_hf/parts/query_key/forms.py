@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ...calibration.statistics import LayerStatistics
 from ...config import CollabConfig
 from ...modeling.plan import AttentionShape, ContentBias, LayerPlan
 from ...tensors import ScoreTensor
+from ...tensors.moments import LayerStatistics
 from ...tensors.svd import allot_ranks, slice_svd
 from ...tensors.whitening import Metric
 

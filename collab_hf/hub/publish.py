@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (  # type: ignore[attr-defined]
     HfHubHTTPError,
-    HFValidationError,
     HTTPError,  # of the HTTP client, whichever this version uses
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
 )
 from transformers import PreTrainedModel
 
-from ..errors import HubError
-from ..modeling.errors import CheckpointError, ConfigError
-from .card import CARD_FILE, CardFacts, card_metadata, make_card
+from ..files import CARD_FILE, WEIGHT_FILES
+from ..modeling.errors import CheckpointError
+from .card import CardFacts, card_metadata, make_card
+from .plain_errors import plain_errors
 
-# Weights in every form that the Hub has: what a compression writes anew, and what a push replaces as a whole.
-WEIGHT_FILES = (
-    *("*.safetensors", "*.bin", "*.index.json", "*.h5", "*.msgpack", "*.ot", "*.gguf", "*.tflite", "*.ckpt"),
-    *("*.onnx", "*.onnx_data", "*.mlmodel", "*.mlpackage/*", "onnx/*", "openvino/*", "coreml/*"),
-)
 # A lost connection is tried again after so many seconds; files that arrived are not sent twice.
 _PAUSES = (1.0, 3.0)
 
@@ -74,7 +65,7 @@ def push(
     """
     files = _files(directory)
     api = HfApi(token=token)
-    with _plain_errors(repo_id):
+    with plain_errors(repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision not in (None, "main"):
             api.create_branch(repo_id, branch=str(revision), exist_ok=True)
@@ -150,39 +141,6 @@ def push_model(
         )
 
 
-def fetch_files(
-    name: str | Path, *, revision: str | None = None, subfolder: str = "", token: str | None = None
-) -> Path:
-    """A local directory with what belongs to a checkpoint besides its weights.
-
-    Args:
-        name: a local directory, which is returned as it is, or an id on the Hub, whose files are downloaded
-            into the cache: tokenizer, image processor, generation config, sentence-transformers' modules,
-            card and licence.
-        revision: branch, tag or commit on the Hub.
-        subfolder: folder of the checkpoint inside the repository or directory.
-        token: access token for private repositories; None for the environment's.
-
-    Returns:
-        The checkpoint's directory.
-
-    Raises:
-        ConfigError: a name that no repository can have.
-        HubError: the repository can't be reached or read.
-    """
-    if Path(name).is_dir():
-        return Path(name) / subfolder
-    with _plain_errors(str(name)):
-        folder = snapshot_download(
-            str(name),
-            revision=revision,
-            token=token,
-            allow_patterns=f"{subfolder}/*" if subfolder else None,
-            ignore_patterns=list(WEIGHT_FILES),
-        )
-    return Path(folder) / subfolder
-
-
 def _files(directory: Path) -> dict[str, Path]:
     """What is published, by its name in the repository."""
     facts = CardFacts.read(directory)
@@ -225,46 +183,3 @@ def _passes(error: Exception) -> bool:
     if isinstance(error, HfHubHTTPError):
         return error.response is not None and error.response.status_code >= 500
     return True
-
-
-@contextmanager
-def _uploads_unwrapped() -> Iterator[None]:
-    """Raise what interrupted the upload of a large file, which huggingface_hub hides in a RuntimeError."""
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error.__cause__, HTTPError):
-            raise error.__cause__ from error
-        raise
-
-
-@contextmanager
-def _plain_errors(name: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one sentence."""
-    try:
-        with _uploads_unwrapped():
-            yield
-    except HFValidationError as error:
-        raise ConfigError(f"{name!r} is not the name of a repository: {_line(error)}") from error
-    except LocalTokenNotFoundError as error:
-        raise HubError("no Hub token found; set HF_TOKEN or run `hf auth login`") from error
-    except RepositoryNotFoundError as error:
-        raise HubError(f"{name} is not on the Hub, or the token may not read it") from error
-    except HfHubHTTPError as error:
-        status = None if error.response is None else error.response.status_code
-        reasons = {
-            401: "the Hub refused the token; set HF_TOKEN or run `hf auth login`",
-            403: f"the token may not write to {name}",
-        }
-        raise HubError(reasons.get(status or 0, f"the Hub refused {name}: {_line(error)}")) from error
-    except OfflineModeIsEnabled as error:
-        raise HubError("the Hub is switched off here by HF_HUB_OFFLINE") from error
-    except (HTTPError, ConnectionError) as error:  # the latter from hf_xet, after it has tried for minutes
-        raise HubError(
-            f"lost the connection to the Hub ({_line(error)}); nothing of {name} became visible, and the "
-            "same command sends what has not arrived",
-        ) from error
-
-
-def _line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__

@@ -1,0 +1,51 @@
+"""Give a converted model its collaborative class and config, or take them away again."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
+
+from ..modeling import configuration_collab
+from ..modeling.configuration_collab import FORMAT, config_class
+from ..modeling.modeling_collab import _config_class_of, _forget_renaming, auto_map, model_class
+from ..modeling.plan import LayerPlan
+
+
+def adopt_(model: PreTrainedModel, plans: dict[str, LayerPlan]) -> None:
+    """Give a model whose layers are converted its collaborative class and config, in place.
+
+    Args:
+        model: a transformers model; its inner models are adopted too.
+        plans: plan by the layer's name relative to the base model, written into the config.
+    """
+    for inner in [m for m in model.modules() if isinstance(m, PreTrainedModel)]:
+        inner.__class__ = model_class(type(inner))
+        # The registry of outputs that can be recorded goes by class.
+        _CAN_RECORD_REGISTRY[inner] = inner._can_record_outputs
+        _forget_renaming(inner)
+        config = inner.config
+        if not isinstance(config, _config_class_of(type(inner))):
+            base_type = config.model_type
+            config.__class__ = config_class(type(config))
+            config.collab = {
+                "format": FORMAT,
+                "layers": {name: plan.to_dict() for name, plan in plans.items()},
+            }
+            config.auto_map = auto_map(base_type)
+            if configuration_collab.on_config is not None:
+                configuration_collab.on_config(type(config).__mro__[1])
+
+
+def disown_(model: PreTrainedModel) -> None:
+    """Give a model its host's class and config class."""
+    config = model.config
+    if hasattr(config, "collab"):
+        config.__class__ = type(config).__bases__[0]
+        for name in ("collab", "auto_map"):
+            if name in vars(config):
+                delattr(config, name)
+    if type(model).__name__.startswith("Collab"):  # models inside of loaded ones are the host's as they are
+        model.__class__ = type(model).__bases__[1]
+    # The registry of outputs that can be recorded goes by class.
+    _CAN_RECORD_REGISTRY[model] = model._can_record_outputs
+    vars(model)["_weight_conversions"] = None

@@ -1,0 +1,141 @@
+"""What a compression did."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+
+from ..config import CollabConfig
+from ..modeling.families import Family
+from ..modeling.plan import LayerPlan, Method
+from ..parts.query_key.costs import break_even_length
+from ..recovery.reconstruction import Reconstruction
+from ..tensors.factors import SharedFactors
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What happened to one attention layer.
+
+    Attributes:
+        name: the layer's name relative to the base model.
+        method: `cp`, `tucker`, `svd`, `copy`, or `dense` where it was left alone.
+        rank: width of the shared query projection.
+        plan: every setting of the form; None where dense.
+        relative_error: ||T - T^||_F / ||T||_F of the decomposition, whitened by the calibration data where
+            there is some.
+        qk_parameters_before: weights and biases of the dense query and key projections.
+        qk_parameters_after: shared projections, mixing and content bias.
+        break_even_length: tokens from which the form takes more operations than dense; None for never.
+        output_error: relative error of the attention output after decomposition and after reconstruction,
+            on calibration tokens that no gradient step saw (the statistics did, and they chose between
+            stages); None without reconstruction.
+    """
+
+    name: str
+    method: str
+    rank: int
+    plan: LayerPlan | None
+    relative_error: float
+    qk_parameters_before: int
+    qk_parameters_after: int
+    break_even_length: int | None = None
+    output_error: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """What `compress_` did.
+
+    Attributes:
+        layers: one report per attention layer, in the model's order.
+        parameters_before: all parameters of the model before.
+        parameters_after: all parameters of the model after.
+        calibrated: whether activation statistics were used.
+        config: the settings, with the forms that planning chose written out; they give the same again.
+        predicted_loss: sum of the planned layers' measured divergences, each replaced alone; None unless
+            layers were planned on data.
+        measured_loss: divergence of the compressed model's hidden states from the original's on the same
+            examples, which neither statistics nor reconstruction saw.
+    """
+
+    layers: tuple[LayerReport, ...]
+    parameters_before: int
+    parameters_after: int
+    calibrated: bool
+    config: CollabConfig = field(default_factory=CollabConfig)
+    predicted_loss: float | None = None
+    measured_loss: float | None = None
+
+    @property
+    def qk_parameters_before(self) -> int:
+        """Query/key parameters of all layers before."""
+        return sum(layer.qk_parameters_before for layer in self.layers)
+
+    @property
+    def qk_parameters_after(self) -> int:
+        """Query/key parameters of all layers after."""
+        return sum(layer.qk_parameters_after for layer in self.layers)
+
+    @property
+    def mean_relative_error(self) -> float:
+        """Mean of the layers' relative errors."""
+        return sum(layer.relative_error for layer in self.layers) / len(self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values, ready for JSON."""
+        values = asdict(self)
+        values["config"] = self.config.to_dict()
+        for layer, report in zip(values["layers"], self.layers, strict=True):
+            layer["plan"] = None if report.plan is None else report.plan.to_dict()
+        values["layers"] = list(values["layers"])
+        totals = ("qk_parameters_before", "qk_parameters_after", "mean_relative_error")
+        return {**values, **{name: getattr(self, name) for name in totals}}
+
+
+def layer_report(
+    name: str,
+    factors: SharedFactors | None,
+    better: Reconstruction | None,
+    before: int,
+    family: Family,
+    module: nn.Module,
+) -> LayerReport:
+    """Report on one layer.
+
+    Args:
+        name: the layer's name relative to the base model.
+        factors: its decomposition; None where it was left dense.
+        better: its reconstruction, if there was one.
+        before: query/key parameters of the dense layer.
+        family: the layer's family.
+        module: the layer, dense or converted.
+
+    Returns:
+        The report.
+    """
+    shape = family.shape(module)
+    if factors is None:
+        return LayerReport(name, "dense", shape.full_rank, None, 0.0, before, before)
+    method: Method = factors.plan.method
+    after, dearer_from = factors.num_parameters, break_even_length(factors.plan, shape)
+    return LayerReport(
+        name,
+        method,
+        factors.plan.query_rank,
+        factors.plan,
+        factors.relative_error,
+        before,
+        after,
+        None if math.isinf(dearer_from) else math.ceil(dearer_from),
+        None if better is None else (better.error_before, better.error_after),
+    )
+
+
+def qk_parameters(module: nn.Module, family: Family) -> int:
+    """Weights and biases of a dense module's query and key projections."""
+    projections = (family.projection(module, "query"), family.projection(module, "key"))
+    return sum(p.numel() for projection in projections for p in projection.parameters())
