@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..errors import ConfigError, LayerError
-from ..modeling.plan import AttentionShape, LayerPlan
+from ..modeling.plan import LayerPlan
+from ..modeling.shapes import AttentionShape
 
 
 def checked_head_dim(hidden_size: int, num_heads: int, head_dim: int | None) -> int:
@@ -64,8 +65,8 @@ def describe(shape: AttentionShape, plan: LayerPlan) -> str:
     """
     ranks = f"{plan.query_rank}x{plan.key_rank}" if plan.query_rank != plan.key_rank else f"{plan.query_rank}"
     return (
-        f"{shape.query_size}, num_heads={shape.num_heads}, head_dim={shape.head_dim}, {plan.form} {ranks}, "
-        f"score_width={plan.score_width}"
+        f"{shape.query_size}, num_heads={shape.num_heads}, head_dim={shape.head_dim}, "
+        f"{plan.form_name} {ranks}, score_width={plan.score_width}"
     )
 
 

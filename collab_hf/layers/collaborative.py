@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, LayerError
-from ..modeling.plan import AttentionShape, LayerPlan
+from ..modeling.plan import LayerPlan
+from ..modeling.shapes import AttentionShape
 from .cache import KeyValueCache
 from .checks import checked_dropout, checked_head_dim, describe
 from .core import attend

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FamilyError
-from ..modeling.plan import AttentionShape, LayerPlan
+from ..modeling.plan import LayerPlan
+from ..modeling.shapes import AttentionShape
 from ..tensors import Moments, ScoreTensor, decompose
 from ..tensors.factors import SharedFactors
 from .multihead import MultiheadAttention

@@ -46,7 +46,7 @@ def initialise_(scores: SharedScores, mixing: MixingInit | None = None) -> None:
     if mixing is not None and mixing not in get_args(MixingInit):
         raise ConfigError(f"mixing must be one of {', '.join(get_args(MixingInit))}, got {mixing!r}")
     if mixing is not None and scores.plan.method != "cp":
-        raise ConfigError(f"mixing belongs to cp, got {mixing!r} with {scores.plan.form}")
+        raise ConfigError(f"mixing belongs to cp, got {mixing!r} with {scores.plan.form_name}")
     for projection in (scores.query, scores.key):
         if projection is not None:
             fill_projection_(projection.weight)
@@ -79,6 +79,8 @@ def _fill_mixing_(mixing: Mixing, head_dim: float, name: MixingInit) -> None:
     elif isinstance(mixing, TiedCoreMixing):
         mixing.core[0].normal_(std=(head_dim / (mixing.score_width * mixing.query_rank)) ** 0.5)
         mixing.core[1].normal_(std=mixing.key_rank**-0.5)
+    else:
+        raise ConfigError(f"{type(mixing).__name__} has no first values")
 
 
 def _mixing_vectors(weight: Tensor, head_dim: float, name: MixingInit) -> Tensor:

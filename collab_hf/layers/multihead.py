@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..errors import ConfigError, LayerError
-from ..modeling.plan import AttentionShape, LayerPlan
+from ..modeling.plan import LayerPlan
+from ..modeling.shapes import AttentionShape
 from ..tensors import Moments
 from .checks import check_inputs, checked_dropout, checked_head_dim, describe
 from .core import attend

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ConfigError, RankError
+from ..errors import ConfigError
 from ..modeling.mixing import build_mixing
-from ..modeling.plan import AttentionShape, LayerPlan
+from ..modeling.plan import LayerPlan
+from ..modeling.shapes import AttentionShape
 from ..tensors.factors import SharedFactors
 from .core import HeadScores
 
@@ -44,17 +45,7 @@ def layer_plan(
         return LayerPlan("cp", rank, rank, width, content_bias="folded").check(shape)
     if rank is not None or dims_per_head is not None:
         raise ConfigError("give a plan, or rank and dims_per_head, not both")
-    plan.check(shape)
-    if plan.method != "tucker" and plan.key_rank != plan.query_rank:
-        raise RankError(
-            f"key_rank must equal query_rank for {plan.method}, got {plan.key_rank} and {plan.query_rank}"
-        )
-    if plan.method == "copy" and (plan.query_rank, plan.score_width) != (shape.full_rank, shape.head_dim):
-        raise RankError(
-            f"rank and score_width must be {shape.full_rank} and {shape.head_dim} for copy, got "
-            f"{plan.query_rank} and {plan.score_width}"
-        )
-    return plan
+    return plan.check(shape)
 
 
 class SharedScores(nn.Module):
