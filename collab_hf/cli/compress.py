@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,18 +9,18 @@ import typer
 
 from collab_hf.cli import options
 from collab_hf.cli.answers import Answer, start_reporting, table
-from collab_hf.cli.healing import Healing, HealMinutes, HealSteps
-from collab_hf.cli.loading import Loading
+from collab_hf.cli.heal import describe_recovery
+from collab_hf.hub.source import Loading
 from collab_hf.modeling.errors import ConfigError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
-    from collab_hf.calibration.examples import ExampleBatches
     from collab_hf.recipe import Recipe
-    from collab_hf.surgery.report import CompressionReport, LayerReport
+    from collab_hf.surgery.report import CompressionReport, LayerReport, WholeReport
 
-EXAMPLE = "Example: collab-hf compress bert-base-uncased -o bert-quarter --method cp --budget 0.25"
+EXAMPLE = (
+    "Examples: collab-hf compress bert-base-uncased -o bert-quarter --budget 0.25; "
+    "collab-hf compress bert-base-uncased -o bert-fast --speedup 2 --calibration sentences.txt"
+)
 
 Rank = Annotated[int | None, typer.Option(metavar="N", help="Width of both shared projections.")]
 QueryRank = Annotated[int | None, typer.Option(metavar="N", help="tucker: width of the shared query.")]
@@ -70,6 +68,54 @@ CalibrationExamples = Annotated[
     int | None, typer.Option(metavar="N", help="Calibration examples at most.  [default: 1000]")
 ]
 
+HealSteps = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=0,
+        help="Recover for N updates afterwards, 0 for none.  [default: 400 with --speedup, --flops, --params "
+        "or --size, else none]",
+    ),
+]
+HealMinutes = Annotated[
+    float | None,
+    typer.Option(metavar="M", help="Recover for M minutes afterwards, not for a number of updates."),
+]
+RecoveryData = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|FOLDER|DATASET",
+        help="What recovery reads; more text gains more than more updates.  [default: the calibration data]",
+    ),
+]
+Speedup = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="Whole model: X times as fast as the original on this machine, at --length and --batch-size.",
+    ),
+]
+Flops = Annotated[
+    float | None,
+    typer.Option(metavar="F", help="Whole model: share of the layers' operations to keep, at --length."),
+]
+Params = Annotated[
+    float | None, typer.Option(metavar="F", help="Whole model: share of all parameters to keep.")
+]
+Size = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Whole model: most that the weights may take, such as 30MB."),
+]
+PartNames = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST",
+        help="Whole model: what may become smaller, of query_key, heads, value_output, feed_forward, "
+        "embeddings and vocabulary, with commas.  [default: all but vocabulary]",
+    ),
+]
+Length = Annotated[int | None, typer.Option(metavar="N", help="Tokens a sequence.  [default: 128]")]
+BatchSize = Annotated[int | None, typer.Option(metavar="N", help="Sequences at once.  [default: 8]")]
 ReconstructSteps = Annotated[
     int | None,
     typer.Option(
@@ -102,6 +148,13 @@ def compress(
     target_params: TargetParams = None,
     target_flops: TargetFlops = None,
     max_loss: MaxLoss = None,
+    speedup: Speedup = None,
+    flops: Flops = None,
+    params: Params = None,
+    size: Size = None,
+    parts: PartNames = None,
+    length: Length = None,
+    batch_size: BatchSize = None,
     dry_run: DryRun = False,
     content_bias: Annotated[
         Literal["auto", "exact", "folded"] | None,
@@ -112,6 +165,7 @@ def compress(
     reconstruct_steps: ReconstructSteps = None,
     heal_steps: HealSteps = None,
     heal_minutes: HealMinutes = None,
+    recovery_data: RecoveryData = None,
     seed: Annotated[
         int | None, typer.Option(metavar="N", help="Of every random choice.  [default: 0]")
     ] = None,
@@ -132,11 +186,13 @@ def compress(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> Answer:
-    """Replace the attention's query and key projections with smaller, shared ones.
+    """Make a checkpoint smaller.
 
-    Without a method or ranks: for each layer the form of least measured loss, at the knee of the curve,
-    chosen with the examples that ship with the package. DIR gets the model, what belongs to the original
-    beside it (tokenizer, image processor), the recipe and a report.
+    With --speedup, --flops, --params or --size the whole model: heads, values, queries and keys, neurons and
+    embeddings, each as far as it costs least, then recovered without labels. With --budget, or without any
+    target, queries and keys alone: for each layer the form of least measured loss, chosen with the examples
+    that ship with the package. DIR gets the model, what belongs to the original beside it (tokenizer, image
+    processor), the recipe, a report and a card.
     """
     from collab_hf.recipe import Recipe, current_versions, public_name
 
@@ -159,6 +215,13 @@ def compress(
         "calibration_examples": calibration_examples,
         "reconstruct_steps": reconstruct_steps,
         "seed": seed,
+        "speedup": speedup,
+        "flops": flops,
+        "params": params,
+        "size": size,
+        "parts": None if parts is None else [part.strip() for part in parts.split(",")],
+        "length": length,
+        "batch_size": batch_size,
     }
     written = {} if config is None else Recipe.read(config)
     chosen = {name: value for name, value in given.items() if value is not None}
@@ -169,74 +232,49 @@ def compress(
         return _dry_run(model, recipe, loading)
     if output is None:
         raise ConfigError("Missing option '--output' / '-o'; only --dry-run goes without")
-    healing = Healing(heal_steps, heal_minutes, recipe, output)
-    report, size = _compress(model, output, recipe, loading, overwrite, healing)
-    values = {"model": model, "output": str(output), "file_size": size, **report.to_dict()}
-    values.update(healing.values())
-    text = "\n".join([_describe(report, output, size), *healing.lines()])
+    from collab_hf.recovery import RecoveryConfig
+    from collab_hf.surgery.pipeline import compress_checkpoint
+
+    recovery = None
+    if heal_steps or heal_minutes is not None:
+        recovery = RecoveryConfig(steps=heal_steps or None, minutes=heal_minutes, seed=recipe.config.seed)
+    done = compress_checkpoint(
+        model,
+        output,
+        recipe.config,
+        calibration=recipe.calibration,
+        calibration_examples=recipe.calibration_examples,
+        recovery=recovery,
+        recovery_data=recovery_data,
+        recover=False if heal_steps == 0 and heal_minutes is None else None,
+        loading=loading,
+        overwrite=overwrite,
+        progress=start_reporting(),
+    )
+    values = {"model": model, **done.to_dict()}
+    lines = [_describe(done.report, output, done.file_size)]
+    if done.recovery is not None:
+        lines.append(describe_recovery(done.recovery))
     if push_to_hub is not None:
         from collab_hf.hub.publish import push
 
         values["commit"] = push(output, push_to_hub, token=token)
-        text += f"\npublished {values['commit']}"
-    return Answer(values, text)
+        lines.append(f"published {values['commit']}")
+    return Answer(values, "\n".join(lines))
 
 
 def _dry_run(model: str, recipe: Recipe, loading: Loading) -> Answer:
+    from collab_hf.calibration.examples import load_batches
     from collab_hf.cli.dry_run import describe
+    from collab_hf.recipe import NO_CALIBRATION
     from collab_hf.surgery.preview import preview
 
     watched = start_reporting()
-    loaded = loading.model(model)
-    batches = _calibration_batches(model, recipe, loading, loaded.config)
+    loaded, batches = loading.model(model), None
+    if recipe.calibration != NO_CALIBRATION and not recipe.config.exact:
+        sizes = {"max_examples": recipe.calibration_examples, "seed": recipe.config.seed}
+        batches = load_batches(recipe.calibration, loading.processor(model), config=loaded.config, **sizes)
     return describe(preview(loaded, recipe.config, batches, progress=watched))
-
-
-def _compress(
-    model: str, output: Path, recipe: Recipe, loading: Loading, overwrite: bool, healing: Healing
-) -> tuple[CompressionReport, int]:
-    """Load, decompose and save; also the size of the weights' files in bytes."""
-    from collab_hf.checkpoint.save import check_output, new_directory, save_checkpoint
-    from collab_hf.files import CARD_FILE, RECIPE_FILE, REPORT_FILE
-    from collab_hf.hub.card import make_card
-    from collab_hf.surgery.compress import compress_
-
-    check_output(output, original=Path(model) / loading.subfolder, overwrite=overwrite)
-    watched = start_reporting()
-    loaded = loading.model(model)
-    original = loading.files(model)
-    size_before = sum(p.numel() * p.element_size() for p in loaded.parameters())
-    batches = _calibration_batches(model, recipe, loading, loaded.config)
-    healing.keep_original(loaded)
-    report = compress_(loaded, recipe.config, batches, progress=watched)
-    healing.recover_(loaded, lambda: loading.processor(model), progress=watched)
-    with new_directory(output, overwrite=overwrite) as directory:
-        save_checkpoint(loaded, directory, original=original)
-        # The report's settings have the planned forms written out.
-        replace(recipe, config=report.config).write(directory / RECIPE_FILE)
-        source = {**loading.source(model), "weight_bytes_before": size_before}
-        text = json.dumps({**source, **report.to_dict()}, indent=2, allow_nan=False)
-        (directory / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
-        healing.write(directory)
-        make_card(directory, repo_id=output.resolve().name).save(directory / CARD_FILE)
-        return report, sum(file.stat().st_size for file in directory.glob("*.safetensors"))
-
-
-def _calibration_batches(
-    model: str, recipe: Recipe, loading: Loading, config: PreTrainedConfig
-) -> ExampleBatches | None:
-    from collab_hf.calibration.examples import load_batches
-    from collab_hf.recipe import NO_CALIBRATION
-
-    if recipe.calibration == NO_CALIBRATION or recipe.config.exact:
-        return None
-    return load_batches(
-        recipe.calibration,
-        loading.processor(model),
-        config=config,
-        max_examples=recipe.calibration_examples,
-        seed=recipe.config.seed,
-    )
 
 
 def _describe(report: CompressionReport, output: Path, size: int) -> str:
@@ -250,6 +288,8 @@ def _describe(report: CompressionReport, output: Path, size: int) -> str:
         ]
         for layer in report.layers
     ]
+    if report.whole is not None:
+        return _describe_whole(report, report.whole, output, size)
     kept = report.qk_parameters_after / report.qk_parameters_before
     return "\n".join(
         [
@@ -264,6 +304,39 @@ def _describe(report: CompressionReport, output: Path, size: int) -> str:
             f"wrote {output} ({size / 1e6:.1f} MB of weights)",
         ]
     )
+
+
+def _describe_whole(report: CompressionReport, whole: WholeReport, output: Path, size: int) -> str:
+    plans = whole.plans
+    rows = []
+    for layer in report.layers:
+        heads, values = plans.get("heads", {}).get(layer.name), plans.get("value_output", {}).get(layer.name)
+        rows.append(
+            [
+                layer.name,
+                "all" if heads is None else str(len(heads.kept)),
+                "all" if values is None else str(values.width),
+                "dense" if layer.plan is None else layer.plan.form.label(layer.plan),
+            ]
+        )
+    widths = [[name, str(plan.width)] for name, plan in plans.get("feed_forward", {}).items()]
+    share = whole.operations_after / whole.operations_before
+    kept = report.parameters_after / report.parameters_before
+    lines = [table(["attention", "heads", "value width", "queries and keys"], rows)]
+    if widths:
+        lines += ["", table(["feed-forward", "neurons"], widths)]
+    lines += [
+        "",
+        f"operations of the layers at length {whole.length}: {share:.1%} of the original's",
+        f"whole model: {report.parameters_before:,} -> {report.parameters_after:,} parameters ({kept:.1%})",
+        *_losses(report),
+    ]
+    if whole.measured_speedup is not None and whole.predicted_speedup is not None:
+        lines.append(
+            f"speed: {whole.measured_speedup:.2f} times the original's on this machine "
+            f"(predicted {whole.predicted_speedup:.2f})"
+        )
+    return "\n".join([*lines, f"wrote {output} ({size / 1e6:.1f} MB of weights)"])
 
 
 def _losses(report: CompressionReport) -> list[str]:

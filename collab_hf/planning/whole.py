@@ -61,10 +61,10 @@ class Measured:
         """
         found = {}
         for name, site in self.attention.items():
-            curves = [
-                self.curves.get(part, {}).get(name) for part in (HEADS.name, VALUES.name, QUERY_KEY.name)
-            ]
-            found[name] = attention_options(site.shape, *curves, length)
+            heads, values, query_key = (
+                self.curves.get(part.name, {}).get(name) for part in (HEADS, VALUES, QUERY_KEY)
+            )
+            found[name] = attention_options(site.shape, heads, values, query_key, length)
         for name, neurons in self.feed_forward.items():
             curve = self.curves.get(FEED_FORWARDS.name, {}).get(name)
             dense = Option(None, FEED_FORWARDS.parameters(None, neurons.shape), 0.0, None, 0.0)
@@ -83,6 +83,17 @@ class Measured:
                 ]
             )
         return found
+
+    def only(self, parts: Sequence[str]) -> Measured:
+        """The same with the options of some parts alone.
+
+        Args:
+            parts: their names.
+
+        Returns:
+            What can be chosen then.
+        """
+        return replace(self, curves={part: curves for part, curves in self.curves.items() if part in parts})
 
 
 @dataclass(frozen=True)
@@ -248,6 +259,38 @@ def choose_whole(
         ) from None
     chosen = {name: groups[name][pick] for name, pick in zip(groups, picks, strict=True)}
     return WholePlan(chosen, length, *(int(d) for d in dense_sizes(measured, length)))
+
+
+def given_plan(measured: Measured, plans: Plans, length: int) -> WholePlan:
+    """A plan whose forms are settled, as a recipe has them.
+
+    Args:
+        measured: the model's sites.
+        plans: forms by section and site.
+        length: tokens of the sequence that operations are counted for.
+
+    Returns:
+        The plan, without losses.
+
+    Raises:
+        ConfigError: a form for a site that the model doesn't have.
+    """
+    known = {**measured.attention, **measured.feed_forward}
+    for forms in plans.values():
+        unknown = [name for name in forms if name not in known]
+        if unknown:
+            raise ConfigError(f"plans has a form for {unknown[0]}, which this model does not have")
+    options = {}
+    for name, site in measured.attention.items():
+        sections = ("heads", "value_output", "layers")
+        form = AttentionForm(*(plans.get(section, {}).get(name) for section in sections))
+        operations = form.operations(site.shape, length)
+        options[name] = Option(form, form.parameters(site.shape), 0.0, operations, 0.0)
+    for name, neurons in measured.feed_forward.items():
+        plan = plans.get("feed_forward", {}).get(name)
+        size = FEED_FORWARDS.parameters(plan, neurons.shape)
+        options[name] = Option(plan, size, 0.0, FEED_FORWARDS.operations(plan, neurons.shape, length), 0.0)
+    return WholePlan(options, length, *dense_sizes(measured, length))
 
 
 def dense_sizes(measured: Measured, length: int) -> tuple[int, int]:
