@@ -29,6 +29,23 @@ def pool(states: Tensor, mask: Tensor | None) -> Tensor:
     return (states * weight).sum(1) / weight.sum(1)
 
 
+def views(hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """What task heads read of the last hidden states, in float32 at least.
+
+    Args:
+        hidden: (batch, tokens, hidden_size).
+        mask: (batch, tokens), 1 for real tokens; None where all are.
+
+    Returns:
+        Every real token (N, hidden_size), the first one (batch, hidden_size), the mean one (batch, hidden_size).
+    """
+    hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+    if mask is None:
+        return hidden.flatten(0, 1), hidden[:, 0], hidden.mean(1)
+    weight = mask.to(hidden).unsqueeze(-1)
+    return hidden[mask.bool()], hidden[:, 0], (hidden * weight).sum(1) / weight.sum(1).clamp_min(1)
+
+
 def checked_inputs(batch: Any, number: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """A batch as keyword arguments on the model's device."""
     if not isinstance(batch, Mapping) or not any(isinstance(value, Tensor) for value in batch.values()):

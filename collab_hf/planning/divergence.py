@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ..calibration.held_out import Batch
 from ..errors import CalibrationError
-from ..host.inputs import evaluating
+from ..host.inputs import evaluating, views
 
 
 class Divergence:
@@ -34,13 +34,13 @@ class Divergence:
             raise CalibrationError("calibration data held no batch")
         self._model = model
         self._batches = batches
-        self._reference = [_views(*self._run(batch)) for batch in batches]
+        self._reference = [views(*self._run(batch)) for batch in batches]
 
     def measure(self) -> float:
         """Divergence of the model, as it is now, from what it was: 0 where nothing changed."""
         errors, norms = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
         for batch, reference in zip(self._batches, self._reference, strict=True):
-            for i, (new, old) in enumerate(zip(_views(*self._run(batch)), reference, strict=True)):
+            for i, (new, old) in enumerate(zip(views(*self._run(batch)), reference, strict=True)):
                 errors[i] += (new - old).square().sum().double().cpu()
                 norms[i] += old.square().sum().double().cpu()
         return float((errors / norms.clamp_min(torch.finfo(torch.float64).tiny)).mean())
@@ -81,12 +81,3 @@ class Divergence:
             raise CalibrationError(f"{type(base).__name__} gives no hidden states to compare")
         mask = inputs.get("attention_mask")
         return hidden, mask if isinstance(mask, Tensor) and mask.shape == hidden.shape[:2] else None
-
-
-def _views(hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """What heads read: every real token (N, D), the first one (B, D), the mean one (B, D)."""
-    hidden = hidden.float()
-    if mask is None:
-        return hidden.flatten(0, 1), hidden[:, 0], hidden.mean(1)
-    weight = mask.to(hidden).unsqueeze(-1)
-    return hidden[mask.bool()], hidden[:, 0], (hidden * weight).sum(1) / weight.sum(1).clamp_min(1)

@@ -1,0 +1,88 @@
+"""What importance is the gradient of: the loss on labels, or without labels that of sampled outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ...errors import CalibrationError
+from ...host.inputs import views
+
+# Of a model and one batch of inputs on its device: the mean over the batch's examples of a loss that asks for
+# gradients. The number tells the batch, so that what is random comes out the same again.
+Loss = Callable[[PreTrainedModel, Mapping[str, Any], int], Tensor]
+
+
+def labelled_loss(model: PreTrainedModel, inputs: Mapping[str, Any], number: int) -> Tensor:
+    """The model's own loss on the labels in a batch.
+
+    Args:
+        model: with a task head.
+        inputs: with labels, as the head takes them.
+        number: of the batch.
+
+    Returns:
+        The loss, a mean over the batch's examples for every head that transformers has.
+
+    Raises:
+        CalibrationError: the model gave no loss.
+    """
+    loss = getattr(model(**inputs), "loss", None)
+    if not isinstance(loss, Tensor):
+        raise CalibrationError(
+            f"{type(model).__name__} gave no loss on batch {number}; labelled batches need labels"
+        )
+    return loss
+
+
+def sampled_loss(seed: int = 0) -> Loss:
+    r"""A loss without labels: minus the log-likelihood of outputs that are sampled around the model's own.
+
+    The divergence of a model from itself has its least value, zero, where all gates are one, so its gradient
+    there says nothing; its curvature does. Let f(x) be the last hidden states as `Divergence` sees them (all
+    real tokens, the first, the mean one; each over its root mean square, so that |f|^2 is one in all), and
+    J_h = df / dgate_h. Turning off head h moves the output by |J_h|^2 to second order, which is the divergence
+    that it causes. With v ~ N(0, I), the gradient of -log N(f + v; f, I) in the gate is v . J_h, and
+
+        E_v (v . J_h)^2 = |J_h|^2,    E_v |v . J_h| = sqrt(2 / pi) |J_h|.
+
+    This is the Fisher information of the gates under a Gaussian around the output. So the paper's formula
+    E |dL / dgate_h| with labels that the model itself gave estimates the root of the divergence.
+
+    Args:
+        seed: of v; every batch has its own.
+
+    Returns:
+        The loss; its value has no meaning, its gradient has.
+
+    Source:
+        Hutchinson 1989, "A stochastic estimator of the trace of the influence matrix"; Martens 2020,
+        arXiv:1412.1193, on sampling labels from the model.
+    """
+
+    def loss(model: PreTrainedModel, inputs: Mapping[str, Any], number: int) -> Tensor:
+        base, seen = model.base_model, []
+        hook = base.register_forward_hook(lambda _module, _args, output: seen.append(output))
+        try:
+            model(**inputs)
+        finally:
+            hook.remove()
+        hidden = getattr(seen[-1], "last_hidden_state", None) if seen else None
+        if hidden is None:
+            raise CalibrationError(f"{type(base).__name__} gives no hidden states to score heads by")
+        mask = inputs.get("attention_mask")
+        fits = isinstance(mask, Tensor) and mask.shape == hidden.shape[:2]
+        random = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        found, examples = views(hidden, mask if fits else None), len(hidden)
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for view in found:
+            noise = torch.randn(view.shape, generator=random).to(view)
+            size = (view.detach().square().sum() * len(found) / examples).sqrt()
+            total = total + (view * noise).sum() / size.clamp_min(torch.finfo(view.dtype).tiny)
+        return total / examples
+
+    return loss
