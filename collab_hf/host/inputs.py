@@ -37,7 +37,7 @@ def views(hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         mask: (batch, tokens), 1 for real tokens; None where all are.
 
     Returns:
-        Every real token (N, hidden_size), the first one (batch, hidden_size), the mean one (batch, hidden_size).
+        Every real token (N, hidden_size), the first one and the mean one, (batch, hidden_size) each.
     """
     hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
     if mask is None:

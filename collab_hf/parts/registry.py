@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from .feed_forward.part import FeedForwards
-from .heads.removal import Heads
+from .heads.removal import HEADS as HEADS
 from .query_key.part import QueryKey
 from .value_output.part import Values
 
 QUERY_KEY = QueryKey()
-HEADS = Heads()
 VALUES = Values()
 FEED_FORWARDS = FeedForwards()
 

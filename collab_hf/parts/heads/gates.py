@@ -1,4 +1,4 @@
-"""Gates on heads: a number that each head's output is multiplied with before the output projection reads it."""
+"""Gates on heads: what each head's output is multiplied with before the output projection reads it."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def score_heads(
 ) -> HeadScores:
     r"""Score heads by I_h = E |dL / dgate_h| at gates of one, in one backward pass a batch.
 
-    The gradient in a head's gate is the head's output times the gradient of the loss in it, summed over tokens.
+    The gradient in a gate is the head's output times the gradient of the loss in it, summed over tokens.
     Batches with labels are scored by the model's own loss, others by `sampled_loss`.
 
     Args:
@@ -146,7 +146,8 @@ def _gradients(
             value = loss(model, inputs, number)
         except (TypeError, ValueError, IndexError) as error:
             raise CalibrationError(
-                f"{type(model).__name__} refused batch {number + 1} with the inputs {', '.join(inputs)}: {error}"
+                f"{type(model).__name__} refused batch {number + 1} "
+                f"with the inputs {', '.join(inputs)}: {error}"
             ) from error
         flat = [gate for several in gates.values() for gate in several]
         unseen = [name for name, several in gates.items() if not several]

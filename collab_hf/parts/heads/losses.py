@@ -44,14 +44,14 @@ def sampled_loss(seed: int = 0) -> Loss:
 
     The divergence of a model from itself has its least value, zero, where all gates are one, so its gradient
     there says nothing; its curvature does. Let f(x) be the last hidden states as `Divergence` sees them (all
-    real tokens, the first, the mean one; each over its root mean square, so that |f|^2 is one in all), and
-    J_h = df / dgate_h. Turning off head h moves the output by |J_h|^2 to second order, which is the divergence
-    that it causes. With v ~ N(0, I), the gradient of -log N(f + v; f, I) in the gate is v . J_h, and
+    real tokens, the first, the mean one; each over its size, so that |f|^2 is one), and J_h = df / dgate_h.
+    Turning off head h moves the output by |J_h|^2 to second order, which is the divergence that it causes.
+    With v ~ N(0, I), the gradient of -log N(f + v; f, I) in the gate is v . J_h up to its sign, and
 
         E_v (v . J_h)^2 = |J_h|^2,    E_v |v . J_h| = sqrt(2 / pi) |J_h|.
 
-    This is the Fisher information of the gates under a Gaussian around the output. So the paper's formula
-    E |dL / dgate_h| with labels that the model itself gave estimates the root of the divergence.
+    This is the Fisher information of the gates under a Gaussian around the output: the paper's formula
+    E |dL / dgate_h|, with labels that the model itself gave, estimates the root of the divergence.
 
     Args:
         seed: of v; every batch has its own.
@@ -78,7 +78,7 @@ def sampled_loss(seed: int = 0) -> Loss:
         fits = isinstance(mask, Tensor) and mask.shape == hidden.shape[:2]
         random = torch.Generator().manual_seed(seed * 1_000_003 + number)
         found, examples = views(hidden, mask if fits else None), len(hidden)
-        total = hidden.new_zeros((), dtype=torch.float32)
+        total = torch.zeros((), device=hidden.device)
         for view in found:
             noise = torch.randn(view.shape, generator=random).to(view)
             size = (view.detach().square().sum() * len(found) / examples).sqrt()

@@ -63,6 +63,35 @@ class Heads(ShrinkingPart):
             options.append(Option(plan, self.parameters(plan, site.shape), path.error(heads * head_dim)))
         return HeadTrial(site, moments, path, tuple(options))
 
+    def solution(
+        self, site: AttentionSite, plan: HeadsPlan, moments: Moments | None, error: float = 0.0
+    ) -> Shrunk:
+        """Any choice of heads as weights to install.
+
+        Args:
+            site: a dense attention layer.
+            plan: the heads that stay.
+            moments: of what the output projection reads, to refit it to the heads that stay; None to leave
+                their columns as they are, which equals gates of zero on the others.
+            error: of the refitted projection, where it is known.
+
+        Returns:
+            Query, key, value and output.
+
+        Raises:
+            DecompositionError: weights or moments that are not finite.
+        """
+        row, columns = site.family, columns_of(plan, site.shape.head_dim)
+        weight, bias = factors_of(site.at(row.output), site.name)
+        weights: dict[str, tuple[Tensor, Tensor | None]] = {
+            path: rows_of(site.at(path), columns) for path in (row.query, row.key, row.value)
+        }
+        if moments is None:
+            weights[row.output] = weight[:, columns.to(weight.device)], None
+        else:
+            weights[row.output] = refit(moments, weight, bias, columns)
+        return Shrunk(plan, weights, error)
+
 
 @dataclass(frozen=True, eq=False)
 class HeadTrial:
@@ -81,15 +110,19 @@ class HeadTrial:
     options: tuple[Option, ...]
 
     def solve(self, plan: HeadsPlan) -> Shrunk:
-        """The heads that stay, and the output projection refitted to them."""
-        row, site, head_dim = self.site.family, self.site, self.site.shape.head_dim
-        columns = columns_of(plan, head_dim)
-        weight, bias = factors_of(site.at(row.output), site.name)
-        weights: dict[str, tuple[Tensor, Tensor | None]] = {
-            path: rows_of(site.at(path), columns) for path in (row.query, row.key, row.value)
-        }
-        weights[row.output] = refit(self.moments, weight, bias, columns)
-        return Shrunk(plan, weights, self.path.error(len(plan.kept) * head_dim))
+        """The heads that stay, and the output projection refitted to them.
+
+        Args:
+            plan: one of the options.
+
+        Returns:
+            Query, key, value and output.
+        """
+        error = self.path.error(len(plan.kept) * self.site.shape.head_dim)
+        return HEADS.solution(self.site, plan, self.moments, error)
+
+
+HEADS = Heads()
 
 
 def kept_heads(path: RemovalPath, heads: int) -> tuple[int, ...]:
