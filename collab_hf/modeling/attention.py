@@ -18,7 +18,7 @@ from .errors import ConfigError
 from .families import Family
 from .kernels import attend_, even_slices, prefers_pieces, product_dtype, samples_at_once, wide_attention
 from .masks import add_to_mask, four_dimensional, part_of
-from .mixing import Mixing
+from .mixing_base import Mixing
 from .plan import LayerPlan
 
 
