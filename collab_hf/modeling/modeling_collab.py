@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from threading import RLock
 from typing import Any
 
 import torch
@@ -16,11 +17,6 @@ import transformers
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.conversion_mapping import (
-    get_checkpoint_conversion_mapping,
-    register_checkpoint_conversion_mapping,
-)
-from transformers.models.auto import modeling_auto
 
 from . import configuration_collab
 from .attention import CollabAttention
@@ -28,10 +24,15 @@ from .configuration_collab import FORMAT, config_class
 from .conversion import convert_
 from .errors import CheckpointError, ConfigError
 from .families import FAMILIES, attention_layers, relative_name
+from .host_internals import forget_renaming_, heads_of, share_renaming
 from .mixing import SelectionMixing
 from .plan import LayerPlan
 
 _CLASSES: dict[str, type[PreTrainedModel]] = {}
+
+# Transformers replaces methods of its classes while it loads a model (`tie_weights`, for one). Of models that
+# two threads load at once, one can be left with tied weights on the meta device, so they take turns.
+_LOADING = RLock()
 
 
 class _CollabModel:
@@ -85,9 +86,10 @@ class _CollabModel:
             CheckpointError: a factor is missing, unknown or has another shape than config.json says.
         """
         # Always lenient here, since transformers' own refusal does not name the weight.
-        model, info = super().from_pretrained(  # type: ignore[misc]
-            *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
+        with _LOADING:
+            model, info = super().from_pretrained(  # type: ignore[misc]
+                *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
         check_factors(model, info)
         if info["mismatched_keys"] and not ignore_mismatched_sizes:
             name, found, expected = min(info["mismatched_keys"])
@@ -123,20 +125,16 @@ def model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """
     name = "Collab" + base.__name__
     if name not in _CLASSES:
-        base_config = _config_class_of(base)
         members = {
             "__doc__": base.__doc__,
             "__module__": __name__,
             "__qualname__": name,
-            "config_class": config_class(base_config),
+            "config_class": config_class(_config_class_of(base)),
         }
-        _CLASSES[name] = type(name, (_CollabModel, base), members)
-        # Renamed weights (ViT's, say) are looked up by class name, and classes of others are skipped.
-        renaming = get_checkpoint_conversion_mapping(base.__name__) or get_checkpoint_conversion_mapping(
-            base_config.model_type
-        )
-        if renaming:
-            register_checkpoint_conversion_mapping(name, renaming, overwrite=True)
+        # Renamed weights are looked up by class name, and classes of others are skipped.
+        share_renaming(base, name)
+        # Where several threads get here at once, all of them take the class that came first.
+        _CLASSES.setdefault(name, type(name, (_CollabModel, base), members))
     return _CLASSES[name]
 
 
@@ -173,14 +171,7 @@ def auto_map(model_type: str) -> dict[str, str]:
     Returns:
         `AutoModelForMaskedLM` -> `modeling_collab.CollabBertForMaskedLM`, and so on.
     """
-    found = {}
-    for auto_name, auto_class in vars(modeling_auto).items():
-        names = getattr(getattr(auto_class, "_model_mapping", None), "_model_mapping", None)
-        if isinstance(auto_class, type) and names and model_type in names:
-            entry = names[model_type]
-            host = entry if isinstance(entry, str) else entry[0]
-            found[auto_name.lstrip("_")] = f"modeling_collab.Collab{host}"
-    return found
+    return {auto: f"modeling_collab.Collab{host}" for auto, host in heads_of(model_type).items()}
 
 
 def read_plans(config: PreTrainedConfig) -> dict[str, LayerPlan]:
@@ -225,12 +216,8 @@ def apply_plans_(model: PreTrainedModel, plans: dict[str, LayerPlan]) -> None:
         plan.check(family.shape(module), name)
         convert_(module, plan)
     if plans:
-        _forget_renaming(model)
-
-
-def _forget_renaming(model: PreTrainedModel) -> None:
-    """Drop the weight renaming that was looked up for the host's class, when the host was built or loaded."""
-    vars(model)["_weight_conversions"] = None
+        # It was looked up for the host, when the model was built or loaded.
+        forget_renaming_(model)
 
 
 def check_factors(model: PreTrainedModel, info: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import FamilyError
+from ..modeling import host_internals
 from ..modeling.attention import CollabAttention
 from ..parts.query_key.graft import factor_parameters
 from .config import Trainable
@@ -84,7 +85,7 @@ def attention_backend(models: list[PreTrainedModel], *, eager: bool) -> Iterator
     if not eager:
         yield
         return
-    before = [model.config._attn_implementation for model in models]
+    before = [host_internals.attention_backend(model.config) for model in models]
     try:
         for model in models:
             model.set_attn_implementation("eager")
