@@ -12,17 +12,19 @@ from collab_hf import __version__, cli
 COMMANDS = ("compress", "verify", "evaluate", "export", "push")
 
 
-def test_help_does_not_wait_for_torch_or_transformers() -> None:
+def test_help_and_wrong_usage_do_not_wait_for_torch_or_transformers() -> None:
     """What makes it slow is imports; time itself is not measured, machines differ."""
     code = (
         "import sys, collab_hf_command\n"
         "from collab_hf.cli import run\n"
         "assert run(['--help']) == 0\n"
         "assert run(['compress', '--help']) == 0\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'rich'}\n"
+        "assert 'yaml' not in sys.modules\n"
         "assert run(['compress', 'model']) == 2\n"
         "assert run(['compress', 'model', '-o', 'out', '--method', 'magic']) == 2\n"
         "assert run(['export', 'model']) == 2\n"
-        "print(sorted({'torch', 'transformers', 'numpy', 'yaml', 'rich'} & set(sys.modules)))\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"

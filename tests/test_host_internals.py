@@ -128,17 +128,19 @@ def test_a_module_that_is_gone_is_said() -> None:
 
 
 def borrowed_names(source: str) -> set[str]:
-    """Underscored names that a file takes from elsewhere, by attribute or by import."""
-    tree = ast.parse(source)
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute):
-            found.add(node.attr)
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
-            found.add(node.value)
-    return {name for name in found if re.match(r"_[A-Za-z]", name)}
+    """Underscored names that a file takes from elsewhere: by attribute, import, `getattr` or `vars`."""
+    found: set[Any] = set()
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Attribute(attr=name):
+                found.add(name)
+            case ast.ImportFrom(names=names, level=0):
+                found.update(alias.name for alias in names)
+            case ast.Call(func=ast.Name(), args=[_, ast.Constant(value=name), *_]):
+                found.add(name)
+            case ast.Subscript(slice=ast.Constant(value=name)):
+                found.add(name)
+    return {name for name in found if isinstance(name, str) and re.match(r"_[A-Za-z]", name)}
 
 
 def own_names() -> set[str]:

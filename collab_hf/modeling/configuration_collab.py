@@ -64,7 +64,7 @@ def config_class(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
             "model_type": "collab_" + base.model_type,
             "to_dict": to_dict,
         }
-        made = type(name, (base,), members)
+        made: Any = type(name, (base,), members)
         made.register_for_auto_class("AutoConfig")  # so that saving a model ships this file
         # Where several threads get here at once, all of them take the class that came first.
         _CLASSES.setdefault(name, made)

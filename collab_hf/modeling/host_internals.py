@@ -15,14 +15,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .errors import VersionError
 
 
-def attention_backend(config: PreTrainedConfig) -> str | None:
+def attention_backend(config: PreTrainedConfig) -> Any:
     """Which attention function a model uses: `eager`, `sdpa` and so on.
 
     Args:
         config: a model's config.
 
     Returns:
-        The name in `AttentionInterface`; None where none was chosen yet.
+        The name in `AttentionInterface`, a str; None where none was chosen yet.
     """
     # Read in every forward pass and followed by torch.compile, so without the check that the others make.
     return config._attn_implementation
