@@ -61,11 +61,11 @@ def released(package: str) -> list[Version]:
 
 
 def chosen(package: str, below: int) -> list[Version]:
-    """Which versions to try: the lowest and the newest, and for transformers some below the bound.
+    """Which versions to try: the lowest and the newest, for torch the one that is here too.
 
     Args:
         package: a name in `PACKAGES`.
-        below: how many of the minor versions below transformers' bound.
+        below: for transformers, how many of the minor versions below the bound.
 
     Returns:
         Versions, the oldest first.
@@ -76,7 +76,10 @@ def chosen(package: str, below: int) -> list[Version]:
     older: dict[tuple[int, int], Version] = {}
     if package == "transformers":
         older = {(v.major, v.minor): v for v in versions if v < lowest}
-    return sorted({*list(older.values())[len(older) - below :], allowed[0], allowed[-1]})
+    tried = {*list(older.values())[len(older) - below :], allowed[0], allowed[-1]}
+    if package == "torch":
+        tried.add(Version(Version(metadata.version(package)).public))
+    return sorted(tried)
 
 
 def lay_over(place: Path, package: str, version: Version) -> None:
