@@ -67,6 +67,9 @@ def _compress(state: dict[str, Any]) -> None:
     from collab_hf import CollabConfig, compress_
 
     torch.manual_seed(0)
+    structured = CollabConfig(method="tucker", query_rank=12, key_rank=12, score_width=4)
+    # So that tensorly is used at all.
+    config_by_host = {"Albert": CollabConfig(method="cp", rank=12, solver="tensorly.parafac")}
     image = {"image_size": 16, "patch_size": 4}
     hosts: dict[str, dict[str, Any]] = {
         "Bert": {"vocab_size": 50},
@@ -79,7 +82,7 @@ def _compress(state: dict[str, Any]) -> None:
     for host, sizes in hosts.items():
         config = getattr(transformers, f"{host}Config")(**SIZES, **sizes)
         model = getattr(transformers, f"{host}Model")(config).eval()
-        compress_(model, CollabConfig(method="tucker", query_rank=12, key_rank=12, score_width=4))
+        compress_(model, config_by_host.get(host, structured))
         state["models"][host] = model
         state["inputs"][host] = (
             {"input_ids": torch.arange(20).view(2, 10) % 50}

@@ -1,0 +1,17 @@
+"""The parts by name; a new part gets a row here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .feed_forward.part import FeedForwards
+from .heads.removal import Heads
+from .query_key.part import QueryKey
+from .value_output.part import Values
+
+QUERY_KEY = QueryKey()
+HEADS = Heads()
+VALUES = Values()
+FEED_FORWARDS = FeedForwards()
+
+PARTS: dict[str, Any] = {part.name: part for part in (QUERY_KEY, HEADS, VALUES, FEED_FORWARDS)}
