@@ -139,7 +139,7 @@ def measure_parts(
     ]
     for part, sites, found in inputs:
         if part.name in parts:
-            curves[part.name] = _part_curves(part, sites, found, divergence, progress)
+            curves[part.name] = _part_curves(part, sites, found, divergence, config, progress)
     statistics: Mapping[str, LayerStatistics] = {}
     if QUERY_KEY.name in parts:
         modules = {name: site.module for name, site in attention.items()}
@@ -157,12 +157,13 @@ def _part_curves(
     sites: Mapping[str, Any],
     moments: Mapping[str, Moments],
     divergence: Divergence,
+    config: CollabConfig,
     progress: bool,
 ) -> dict[str, Curve]:
     """Options of a part's sites with the divergence of a few of them, one at a time."""
     found = {}
     for name, site in tqdm(sites.items(), desc=f"Measuring {part.name}", unit="layer", disable=not progress):
-        trial = part.trial(site, moments[name])
+        trial = part.trial(site, config, moments[name])
         dense = part.parameters(None, site.shape)
         knots = []
         for option in _measured_options(trial.options, dense):
