@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,13 +53,15 @@ class EmbeddingPlan(_Plan):
         tied = tied_modules(around, module)
         for one in tied:
             _check_convertible(one, where)
-        weight = module.weight
-        table = nn.Parameter(weight.new_empty(len(weight), self.rank), weight.requires_grad)
-        up = nn.Parameter(weight.new_empty(module.embedding_dim, self.rank), weight.requires_grad)
         for one in tied:
+            weight = one.weight
             one.__class__ = low_rank_class(type(one))
-            one.weight, one.up = table, up
+            one.weight = nn.Parameter(weight.new_empty(len(weight), self.rank), weight.requires_grad)
+            one.up = nn.Parameter(weight.new_empty(weight.shape[1], self.rank), weight.requires_grad)
+        # While from_pretrained builds the model this does nothing: a missing weight must not be taken for a
+        # tied one.
         extend_ties_(around)
+        cast(PreTrainedModel, around).tie_weights(recompute_mapping=False)
         return [module]
 
 

@@ -52,8 +52,8 @@ class EmbeddingShape:
         """
         if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= self.largest_rank:
             raise RankError(
-                f"embedding rank must be between 1 and {self.largest_rank}, so that {self.vocab_size} rows of "
-                f"{self.hidden_size} numbers become fewer, got {rank} ({where})"
+                f"embedding rank must be between 1 and {self.largest_rank}, "
+                f"since dense it is {self.vocab_size} x {self.hidden_size}, got {rank} ({where})"
             )
 
 
