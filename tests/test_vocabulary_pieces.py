@@ -26,7 +26,7 @@ WORDS = st.text(LETTERS, min_size=1, max_size=7)
 ODD = st.sampled_from(["É", "x", "漢", ".", " ", "[MASK]", "bad cab"])
 TEXTS = st.lists(WORDS | ODD, max_size=6).map(" ".join)
 CORPORA = st.lists(TEXTS, min_size=1, max_size=4)
-EXAMPLES = settings(max_examples=100, deadline=None)
+EXAMPLES = settings(max_examples=50, deadline=None)
 
 
 def trimmed(tokenizer: Any, corpus: list[str]) -> tuple[Any, dict[int, int]]:

@@ -134,7 +134,7 @@ def _check_same(
         return
     old, new = encodings(pieces.backend, texts), encodings(plain_backend(made), texts)
     for text, before, after in zip(texts, old, new, strict=True):
-        if [new_ids[number] for number in before.ids] != after.ids:
+        if [new_ids.get(number) for number in before.ids] != after.ids:
             raise ConfigError(
                 f"{type(made).__name__} reads a text of the corpus otherwise without the pieces that it does "
                 f"not use, so that its vocabulary can't be trimmed: {text[:80]!r}"
