@@ -35,7 +35,7 @@ from transformers import (
     ViTModel,
 )
 
-from collab_hf import CollabConfig, load_model
+from collab_hf import load_model
 from collab_hf.checkpoint.onnx import export_onnx
 from collab_hf.errors import CalibrationError, FamilyError
 from collab_hf.host.adoption import adopt_, disown_
@@ -114,7 +114,7 @@ def site_of(model: PreTrainedModel) -> Any:
 
 def compress(model: PreTrainedModel, rank: int = RANK, counts: torch.Tensor | None = None) -> PreTrainedModel:
     site = site_of(model)
-    PART.install_(site, PART.trial(site, CollabConfig(), counts).solution(rank))
+    PART.install_(site, PART.trial(site, counts).solve(EmbeddingPlan(rank)))
     adopt_(model, {"embeddings": {site.name: EmbeddingPlan(rank)}})
     return model
 
@@ -330,7 +330,7 @@ def test_replaced_shows_what_installing_will_do(dense: Any) -> None:
     model, inputs = dense
     expected = output(model, inputs)
     site = site_of(model)
-    solution = PART.trial(site, CollabConfig(), None).solution(3)
+    solution = PART.trial(site).solve(EmbeddingPlan(3))
     with PART.replaced({site.name: site}, {site.name: solution}):
         seen = output(model, inputs)
     assert torch.equal(output(model, inputs), expected)
@@ -342,31 +342,30 @@ def test_replaced_shows_what_installing_will_do(dense: Any) -> None:
 def test_options_have_the_errors_that_solutions_have(tiny_bert: Any) -> None:
     site = site_of(tiny_bert())
     counts = torch.arange(V)
-    trial = PART.trial(site, CollabConfig(), counts)
-    dense, *others = trial.options
+    trial = PART.trial(site, counts)
+    *others, dense = trial.options
     assert (dense.plan, dense.error, dense.parameters) == (None, 0.0, V * 24)
     assert [o.plan.rank for o in others] == list(range(1, site.shape.largest_rank + 1))
     weight = site.module.weight.detach().double()
     weights = token_weights(counts)
     for option in others:
-        solution = trial.solve(option)
+        solution = trial.solve(option.plan)
         lost = (weight - solution.table @ solution.up.T).square().sum(1)
         error = ((weights * lost).sum() / (weights * weight.square().sum(1)).sum()).sqrt()
         assert option.error == solution.relative_error == pytest.approx(float(error), rel=1e-9)
         assert option.parameters == solution.table.numel() + solution.up.numel() < V * 24
-    uniform = PART.trial(site, CollabConfig(), None)
+    uniform = PART.trial(site)
     assert float(uniform.errors[RANK]) == pytest.approx(
         float(low_rank_errors(weight, torch.zeros(V))[RANK].sqrt())
     )
     assert float(uniform.errors[RANK]) != pytest.approx(float(trial.errors[RANK]), rel=1e-3)
-    assert trial.solved_options([]) == trial.options
 
 
 def test_frequent_tokens_are_kept_better(tiny_bert: Any) -> None:
     site = site_of(tiny_bert())
     counts = torch.zeros(V)
     counts[:3] = 1000
-    solution = PART.trial(site, CollabConfig(), counts).solution(3)
+    solution = PART.trial(site, counts).solve(EmbeddingPlan(3))
     lost = (site.module.weight - (solution.table @ solution.up.T)).square().sum(1)
     assert lost[:3].max() < 0.1 * lost[3:].min()
 
@@ -391,20 +390,15 @@ def test_ladders(vocab_size: int, hidden_size: int, ladder: list[int]) -> None:
     assert parts[2] * (vocab_size + hidden_size) >= parts[1] or most == hidden_size - 1
 
 
-def test_candidates_and_settings() -> None:
+def test_sizes_and_ranks_out_of_them(tiny_bert: Any) -> None:
     shape = EmbeddingShape(1000, 96)
-    asked = PART.candidates(CollabConfig(method="svd", rank=10), shape, "words")
-    assert asked == [EmbeddingPlan(10)]
-    assert PART.settings(asked[0]) == {"rank": 10}
-    assert PART.settings(None) == "dense"
-    fitting = PART.candidates(CollabConfig(budget=0.5), shape, "words")
-    assert max(PART.parameters(p, shape) for p in fitting) <= 48000
-    with pytest.raises(ConfigError, match=r"below the smallest form, rank 4 \(words\)"):
-        PART.candidates(CollabConfig(budget=0.001), shape, "words")
-    with pytest.raises(RankError, match=r"between 1 and 87, since dense it is 1000 x 96, got 88 \(words\)"):
-        PART.candidates(CollabConfig(method="svd", rank=88), shape, "words")
+    assert PART.parameters(EmbeddingPlan(10), shape) == 10960
     assert PART.operations(EmbeddingPlan(10), shape, 7) == 2 * 10 * 96 * 7
     assert PART.operations(None, shape, 7) == 0
+    with pytest.raises(RankError, match=r"between 1 and 87, since dense it is 1000 x 96, got 88 \(words\)"):
+        shape.check(88, "words")
+    with pytest.raises(RankError, match=r"between 1 and 16, .* got 17 \(embeddings.word_embeddings\)"):
+        PART.trial(site_of(tiny_bert())).solve(EmbeddingPlan(17))
 
 
 def test_albert_goes_below_its_own_width() -> None:
@@ -441,17 +435,13 @@ def test_refusals_leave_the_model_alone(tiny_bert: Any) -> None:
         EmbeddingPlan(2).shrink_(embedding, model, "words")
 
 
-def test_the_part_finds_and_reads_what_it_made(tiny_bert: Any) -> None:
+def test_the_part_finds_what_it_made(tiny_bert: Any) -> None:
     model = compress(tiny_bert(BertForMaskedLM))
     ((name, module),) = PART.converted(model)
     assert name == "embeddings.word_embeddings"
     parameters = PART.trained(module)
     assert [tuple(p.shape) for p in parameters] == [(V, RANK), (24, RANK)]
-    site = site_of(tiny_bert(BertForMaskedLM))
-    solution = PART.solve(site, CollabConfig(), [EmbeddingPlan(3), EmbeddingPlan(RANK)], None)
-    read = PART.read(module, solution)
-    assert torch.allclose(read.table, solution.table.float())
-    assert torch.allclose(read.up, solution.up.float())
+    assert not list(PART.converted(tiny_bert()))
 
 
 def test_counts_leave_padding_out() -> None:
@@ -505,3 +495,26 @@ def test_code_that_travels_loads_without_the_package(tiny_bert: Any, tmp_path: P
         env={**os.environ, "HF_MODULES_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"},
     )
     assert torch.equal(load_file(arguments[2])["found"], output(model))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # which PEFT asks for
+def test_peft_adapts_and_merges_the_projections(tiny_bert: Any, tmp_path: Path) -> None:
+    """LoRA finds the same modules, and neither the map nor the table is one of them."""
+    peft = pytest.importorskip("peft")
+    model = compress(tiny_bert(BertForMaskedLM))
+    names = {name for name, _ in model.named_modules()}
+    expected = output(model)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear"))
+    wrapped = {name for name, m in adapted.named_modules() if hasattr(m, "lora_A")}
+    assert wrapped
+    assert not any("word_embeddings" in name or "decoder" in name for name in wrapped)
+    assert torch.equal(output(adapted), expected)
+    merged = adapted.merge_and_unload()
+    assert {name for name, _ in merged.named_modules()} == names
+    assert torch.equal(output(merged), expected)
+
+
+def test_it_compiles_without_breaks(tiny_bert: Any) -> None:
+    model = compress(tiny_bert(BertForMaskedLM))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.allclose(output(compiled), output(model), atol=1e-6)

@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...config import CollabConfig
 from ...errors import ConfigError
-from ...modeling.embeddings import EmbeddingPlan, LowRankEmbedding, tied_modules
+from ...modeling.embeddings import EmbeddingPlan, tied_modules
 from ...modeling.families import relative_name
 from ...modeling.plans import shrink_
 from ...tensors.embedding import low_rank_embedding, low_rank_errors
-from ..part import Option, Part
+from ..part import Option
 from .site import EmbeddingShape, EmbeddingSite, LowRankTable, embedding_sites
 
 
-class Embeddings(Part):
+class Embeddings:
     """The table of token embeddings as a narrow table and a map, the tied output head with it.
 
-    Statistics of a site are the counts of its tokens (`token_counts`); without any all count the same.
+    Attributes:
+        name: as `--parts` and config.json name it.
     """
 
     name = "embeddings"
 
-    def sites(self, model: nn.Module) -> Mapping[str, EmbeddingSite]:  # noqa: D102
+    def sites(self, model: nn.Module) -> dict[str, EmbeddingSite]:
+        """The token embedding of a model by its name; none where inputs are no tokens."""
         return embedding_sites(model)
 
-    def parameters(self, plan: EmbeddingPlan | None, shape: EmbeddingShape) -> int:  # noqa: D102
+    def parameters(self, plan: EmbeddingPlan | None, shape: EmbeddingShape) -> int:
+        """Numbers of table and map; a tied head has none of its own."""
         if plan is None:
             return shape.vocab_size * shape.hidden_size
         return plan.rank * (shape.vocab_size + shape.hidden_size)
@@ -52,46 +54,32 @@ class Embeddings(Part):
         """
         return 0 if plan is None else 2 * plan.rank * shape.hidden_size * length
 
-    def candidates(  # noqa: D102
-        self, config: CollabConfig, shape: EmbeddingShape, name: str
-    ) -> list[EmbeddingPlan]:
-        if config.rank is not None:
-            shape.check(config.rank, name)
-            return [EmbeddingPlan(config.rank)]
-        most = self.parameters(None, shape)
-        if config.budget is not None:
-            most = int(config.budget * most)
-        plans = [EmbeddingPlan(rank) for rank in shape.ladder()]
-        fitting = [plan for plan in plans if self.parameters(plan, shape) <= most]
-        if not fitting:
-            raise ConfigError(
-                f"a budget of {config.budget} is below the smallest form, rank {shape.ladder()[0]} ({name})"
-            )
-        return fitting
+    def trial(self, site: EmbeddingSite, counts: Tensor | None = None) -> EmbeddingTrial:
+        """What each rank costs, and the means to solve it.
 
-    def settings(self, plan: EmbeddingPlan | None) -> Mapping[str, Any] | Literal["dense"]:  # noqa: D102
-        return "dense" if plan is None else {"rank": plan.rank}
+        Args:
+            site: a dense token embedding.
+            counts: how often each token occurred (`token_counts`), (vocab_size,); None to let all count the
+                same.
 
-    def solve(  # noqa: D102
-        self,
-        site: EmbeddingSite,
-        config: CollabConfig,
-        plans: Sequence[EmbeddingPlan],
-        statistics: Tensor | None,
-    ) -> LowRankTable:
-        widest = max(plans, key=lambda plan: plan.rank)
-        return self.trial(site, config, statistics).solution(widest.rank)
-
-    def trial(  # noqa: D102
-        self, site: EmbeddingSite, config: CollabConfig, statistics: Tensor | None
-    ) -> EmbeddingTrial:
-        counts = torch.zeros(site.shape.vocab_size) if statistics is None else statistics
-        return EmbeddingTrial(site, counts)
+        Returns:
+            The trial.
+        """
+        return EmbeddingTrial(site, torch.zeros(site.shape.vocab_size) if counts is None else counts)
 
     @contextmanager
-    def replaced(  # noqa: D102
+    def replaced(
         self, sites: Mapping[str, EmbeddingSite], solutions: Mapping[str, LowRankTable]
     ) -> Iterator[None]:
+        """Let dense sites compute what solutions give inside the with block; nothing is converted.
+
+        Args:
+            sites: of the model.
+            solutions: for some of them.
+
+        Yields:
+            Nothing.
+        """
         kept = {name: sites[name].module.weight.data for name in solutions}
         try:
             for name, solution in solutions.items():
@@ -123,21 +111,15 @@ class Embeddings(Part):
         module.weight.copy_(solution.table)
         module.up.copy_(solution.up)
 
-    def read(self, module: nn.Module, solution: LowRankTable) -> LowRankTable:  # noqa: D102
-        trained: Any = module
-        return LowRankTable(
-            solution.plan, trained.weight.detach(), trained.up.detach(), solution.relative_error
-        )
-
-    def converted(self, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:  # noqa: D102
+    def converted(self, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        """The embedding that this part has made smaller, by name; modules tied to it are not named."""
         for name, module in model.named_modules():
-            # Copies that hold the same table, such as a decoder's, were not resized by a plan of their own.
-            if isinstance(module, LowRankEmbedding) and getattr(module, "collab_resized", False):
+            if self.name in getattr(module, "collab_plans", {}):
                 yield relative_name(model, name), module
 
-    def trained(self, module: nn.Module) -> Iterable[nn.Parameter]:  # noqa: D102
-        embedding: Any = module
-        return [embedding.weight, embedding.up]
+    def trained(self, module: nn.Module) -> Iterable[nn.Parameter]:
+        """What recovery trains of such a module: table and map."""
+        return module.parameters()
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,19 +141,19 @@ class EmbeddingTrial:
 
     @property
     def options(self) -> tuple[Option, ...]:
-        """The dense table, and every rank of the ladder with its exact error."""
+        """Every rank of the ladder with its exact error, and the dense table."""
         shape, part = self.site.shape, Embeddings()
         plans = [EmbeddingPlan(rank) for rank in shape.ladder()]
         return (
-            Option(None, part.parameters(None, shape), 0.0),
             *(Option(p, part.parameters(p, shape), float(self.errors[p.rank])) for p in plans),
+            Option(None, part.parameters(None, shape), 0.0),
         )
 
-    def solution(self, rank: int) -> LowRankTable:
+    def solve(self, plan: EmbeddingPlan) -> LowRankTable:
         """The best table of a rank.
 
         Args:
-            rank: its width, below the embedding's.
+            plan: the rank, below the embedding's width.
 
         Returns:
             Table and map, float64.
@@ -180,16 +162,6 @@ class EmbeddingTrial:
             RankError: a rank that makes nothing smaller.
             DecompositionError: weights or counts that can't be used.
         """
-        self.site.shape.check(rank, self.site.name)
-        table, up = low_rank_embedding(self.site.module.weight, self.counts, rank)
-        return LowRankTable(EmbeddingPlan(rank), table, up, float(self.errors[rank]))
-
-    def solve(self, option: Option) -> LowRankTable:
-        """The final solution; there is none quicker."""
-        if option.plan is None:
-            raise ConfigError(f"a dense form has no factors ({self.site.name})")
-        return self.solution(option.plan.rank)
-
-    def solved_options(self, solved: Sequence[tuple[float, Option, float]]) -> tuple[Option, ...]:
-        """The same options: their errors were exact from the start."""
-        return self.options
+        self.site.shape.check(plan.rank, self.site.name)
+        table, up = low_rank_embedding(self.site.module.weight, self.counts, plan.rank)
+        return LowRankTable(plan, table, up, float(self.errors[plan.rank]))
