@@ -188,6 +188,17 @@ def test_modules_stay_what_they_were(tiny_bert: Any) -> None:
     assert "rank=6" in repr(embedding)
 
 
+def test_dtype_and_mode_stay(tiny_bert: Any, tmp_path: Path) -> None:
+    model = compress(tiny_bert(BertForMaskedLM).to(torch.bfloat16).train())
+    embedding = model.get_input_embeddings()
+    assert embedding.training
+    assert {embedding.weight.dtype, embedding.up.dtype} == {torch.bfloat16}
+    model.eval().save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    assert loaded.get_input_embeddings().up.dtype == torch.bfloat16
+    assert torch.equal(output(loaded), output(model))
+
+
 def test_padding_gets_no_gradient(tiny_bert: Any) -> None:
     model = compress(tiny_bert())
     model(input_ids=IDS).last_hidden_state.square().sum().backward()
@@ -472,7 +483,6 @@ def test_onnx(tiny_bert: Any, tmp_path: Path) -> None:
     assert export.difference < 1e-4
 
 
-@pytest.mark.slow
 def test_code_that_travels_loads_without_the_package(tiny_bert: Any, tmp_path: Path) -> None:
     model = compress(tiny_bert(BertForMaskedLM))
     model.save_pretrained(tmp_path / "model")

@@ -105,6 +105,7 @@ def test_the_result_is_an_ordinary_checkpoint(tiny_bert: Any, tmp_path: Path) ->
     assert model.get_output_embeddings().bias is model.cls.predictions.bias
     model.save_pretrained(tmp_path)
     trimmed.tokenizer.save_pretrained(tmp_path)
+    assert "collab" not in (tmp_path / "config.json").read_text()
     loaded = AutoModelForMaskedLM.from_pretrained(tmp_path)
     read = AutoTokenizer.from_pretrained(tmp_path)
     assert type(loaded) is BertForMaskedLM
@@ -218,7 +219,7 @@ def test_every_kind_of_setting() -> None:
 
 
 def test_roberta_counts_positions_from_its_padding(tiny_bert: Any) -> None:
-    """Padding token 60 of 5 + ...: every id below it stays, or positions would move."""
+    """Where the padding token has id 60, every id below stays, or positions would move."""
     tokenizer = byte_bpe()
     settings_ = {**TINY, "vocab_size": len(tokenizer), "max_position_embeddings": 60}
     ids = {"pad_token_id": 4, "bos_token_id": 2, "eos_token_id": 3}
@@ -351,7 +352,6 @@ def test_models_whose_rows_hang_together_otherwise(tiny_bert: Any) -> None:
         trim_vocabulary_(model, tokenizer, ["a"])
 
 
-@pytest.mark.slow
 def test_a_real_checkpoint(checkpoint: Any) -> None:
     """Its texts are read as before; letters, digits and marks alone stay beside them."""
     directory = checkpoint("minilm")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
-from vocabulary_cases import KINDS, LETTERS, byte_bpe, unigram, wordpiece
+from vocabulary_cases import HOSTS, KINDS, LETTERS, byte_bpe, unigram, wordpiece
 
 from collab_hf.errors import ConfigError
 from collab_hf.parts.vocabulary import pieces as pieces_module
@@ -88,6 +88,21 @@ def test_what_always_stays(kind: str) -> None:
         assert "bad cab" in made.added_tokens_encoder
     assert ids(made, "a")[0] == made.cls_token_id
     assert made("a", "b")["input_ids"].count(made.sep_token_id) == 2
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_classes_of_hosts(name: str) -> None:
+    """They build themselves from their own pieces when they load, and have special tokens of their own."""
+    tokenizer = HOSTS[name]()
+    tokenizer.padding_side = "left"
+    corpus = ["ab cab", "bad a.", "ecad bb", "cab ab"]
+    made, new_ids = trimmed(tokenizer, corpus)
+    assert len(made) < len(tokenizer)
+    assert [new_ids[number] for number in tokenizer.all_special_ids] == made.all_special_ids
+    for text in corpus:
+        assert ids(made, text) == [new_ids[number] for number in ids(tokenizer, text)]
+    assert made.padding_side == "left"
+    assert made.model_max_length == tokenizer.model_max_length
 
 
 def test_parts_of_pieces_stay_or_they_are_out_of_reach() -> None:

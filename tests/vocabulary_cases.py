@@ -1,10 +1,21 @@
 """Small tokenizers of every kind, made in memory from seeded random pieces."""
 
+import json
 import random
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    AlbertTokenizer,
+    BertTokenizer,
+    CLIPTokenizer,
+    GPT2Tokenizer,
+    MPNetTokenizer,
+    PreTrainedTokenizerFast,
+    RobertaTokenizer,
+    T5Tokenizer,
+    XLMRobertaTokenizer,
+)
 
 LETTERS = "abcde"
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -124,4 +135,49 @@ KINDS = {
     "word_bpe": word_bpe,
     "unigram": unigram,
     "word_level": word_level,
+}
+
+
+FAIRSEQ = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+
+
+def pieces_after(specials: tuple[str, ...], tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """Another tokenizer's pieces behind special tokens of one's own."""
+    names = [name for name in model_of(tokenizer)["vocab"] if name not in SPECIALS]
+    return {name: i for i, name in enumerate(dict.fromkeys([*specials, *names]))}
+
+
+def model_of(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """The model entry of tokenizer.json."""
+    found: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    return found
+
+
+def merges_of(tokenizer: PreTrainedTokenizerFast) -> list[tuple[str, str]]:
+    """Merges as the classes of hosts take them."""
+    return [(left, right) for left, right in model_of(tokenizer)["merges"]]
+
+
+def scores_after(specials: tuple[str, ...]) -> list[tuple[str, float]]:
+    """The same for Unigram."""
+    own = [(name, 0.0) for name in specials]
+    return own + [(p, s) for p, s in model_of(unigram())["vocab"] if p not in SPECIALS]
+
+
+# The classes that transformers has for BERT, RoBERTa, BART, GPT-2, T5, ...
+HOSTS: dict[str, Any] = {
+    "bert": lambda: BertTokenizer(vocab=pieces_after(SPECIALS, wordpiece())),
+    "mpnet": lambda: MPNetTokenizer(vocab=pieces_after((*FAIRSEQ, "[UNK]"), wordpiece())),
+    "gpt2": lambda: GPT2Tokenizer(
+        vocab=pieces_after(("<|endoftext|>",), byte_bpe()), merges=merges_of(byte_bpe())
+    ),
+    "roberta": lambda: RobertaTokenizer(
+        vocab=pieces_after(FAIRSEQ, byte_bpe()), merges=merges_of(byte_bpe())
+    ),
+    "clip": lambda: CLIPTokenizer(
+        vocab=pieces_after(("<|startoftext|>", "<|endoftext|>"), word_bpe()), merges=merges_of(word_bpe())
+    ),
+    "t5": lambda: T5Tokenizer(vocab=scores_after(("<pad>", "</s>", "<unk>")), extra_ids=10),
+    "albert": lambda: AlbertTokenizer(vocab=scores_after(("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"))),
+    "xlm_roberta": lambda: XLMRobertaTokenizer(vocab=[*scores_after(FAIRSEQ[:4]), ("<mask>", 0.0)]),
 }

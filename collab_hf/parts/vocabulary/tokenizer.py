@@ -111,7 +111,8 @@ class Pieces:
             file.write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
             _renumber_settings(folder / "tokenizer_config.json", new_ids)
             made: PreTrainedTokenizerBase = type(self.tokenizer).from_pretrained(folder)
-        made.name_or_path = self.tokenizer.name_or_path
+        for name in ("name_or_path", "padding_side", "truncation_side", "model_max_length"):
+            setattr(made, name, getattr(self.tokenizer, name))  # may have been set since it was loaded
         names = {number: piece for piece, number in self.backend.get_vocab(with_added_tokens=True).items()}
         found = made.get_vocab()
         wrong = [names[old] for old, new in new_ids.items() if old in names and found.get(names[old]) != new]
