@@ -23,6 +23,9 @@ FORMAT = 2
 # Set by the package to register model classes with the Auto classes when a config is first met.
 on_config: Callable[[type[PreTrainedConfig]], None] | None = None
 
+# Set by the package to tell PEFT about the projections; PEFT asks for them after a config's `to_dict`.
+on_to_dict: Callable[[], None] | None = None
+
 # Set by the package to publish a model with its own card; without it transformers publishes as ever.
 on_push: Callable[..., str] | None = None
 
@@ -46,17 +49,25 @@ def config_class(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
                 on_config(base)
             base.__post_init__(self, **kwargs)
 
+        def to_dict(self: Any) -> dict[str, Any]:
+            if on_to_dict is not None:
+                on_to_dict()
+            return base.to_dict(self)
+
         members = {
             "__annotations__": {"collab": "dict | None"},
             "__doc__": base.__doc__,
             "__module__": __name__,
             "__post_init__": register_models_first,
             "__qualname__": name,
-            "_auto_class": "AutoConfig",
             "collab": None,
             "model_type": "collab_" + base.model_type,
+            "to_dict": to_dict,
         }
-        _CLASSES[name] = type(name, (base,), members)
+        made: Any = type(name, (base,), members)
+        made.register_for_auto_class("AutoConfig")  # so that saving a model ships this file
+        # Where several threads get here at once, all of them take the class that came first.
+        _CLASSES.setdefault(name, made)
     return _CLASSES[name]
 
 

@@ -45,6 +45,22 @@ class Divergence:
                 norms[i] += old.square().sum().double().cpu()
         return float((errors / norms.clamp_min(torch.finfo(torch.float64).tiny)).mean())
 
+    @classmethod
+    def between(cls, model: PreTrainedModel, original: PreTrainedModel, batches: Sequence[Batch]) -> float:
+        """Divergence of one model from another.
+
+        Args:
+            model: the changed model.
+            original: what it is compared with.
+            batches: model inputs by name.
+
+        Returns:
+            0 where both give the same.
+        """
+        found = cls(original, batches)
+        found._model = model
+        return found.measure()
+
     def _run(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Last hidden states (B, T, D), and the mask of real tokens (B, T) where the inputs have one."""
         base = self._model.base_model
