@@ -297,6 +297,17 @@ def test_resizing_adds_and_drops_rows_of_the_narrow_table(
     assert torch.equal(loaded(**ids).prediction_logits, found)
 
 
+def test_resizing_goes_well_with_every_host(dense: Any, tmp_path: Path) -> None:
+    model, inputs = dense
+    compress(model)
+    before = output(model, inputs)
+    model.resize_token_embeddings(V + 7, mean_resizing=False)
+    after = output(model, inputs)
+    assert torch.allclose(after[..., :V][..., : before.shape[-1]], before, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(output(type(model).from_pretrained(tmp_path), inputs), after)
+
+
 @pytest.mark.parametrize("head", [BertModel, BertForMaskedLM])
 def test_copies_and_pickles(tiny_bert: Any, head: type[PreTrainedModel]) -> None:
     model = compress(tiny_bert(head))
