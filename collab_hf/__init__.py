@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .recovery import recover_ as recover_
     from .surgery import CompressionReport as CompressionReport
     from .surgery import compress_ as compress_
+    from .surgery import compress_checkpoint as compress_checkpoint
     from .surgery import to_dense_ as to_dense_
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ _HOME = {
     "RecoveryReport": "recovery",
     "collect_statistics": "calibration",
     "compress_": "surgery",
+    "compress_checkpoint": "surgery",
     "export_onnx": "checkpoint.onnx",
     "load_batches": "calibration",
     "load_model": "checkpoint",

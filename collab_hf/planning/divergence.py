@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ..calibration.held_out import Batch
 from ..errors import CalibrationError
-from ..host.inputs import evaluating
+from ..host.inputs import evaluating, move, pool
 
 
 class Divergence:
@@ -66,11 +66,7 @@ class Divergence:
         base = self._model.base_model
         seen: list[Any] = []
         hook = base.register_forward_hook(lambda _module, _args, output: seen.append(output))
-        device, dtype = self._model.device, self._model.dtype
-        inputs = {
-            k: v.to(device, dtype if v.is_floating_point() else v.dtype) if isinstance(v, Tensor) else v
-            for k, v in batch.items()
-        }
+        inputs = move(batch, self._model.device, self._model.dtype)
         try:
             with evaluating(self._model), torch.no_grad():
                 self._model(**inputs)
@@ -86,7 +82,5 @@ class Divergence:
 def _views(hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """What heads read: every real token (N, D), the first one (B, D), the mean one (B, D)."""
     hidden = hidden.float()
-    if mask is None:
-        return hidden.flatten(0, 1), hidden[:, 0], hidden.mean(1)
-    weight = mask.to(hidden).unsqueeze(-1)
-    return hidden[mask.bool()], hidden[:, 0], (hidden * weight).sum(1) / weight.sum(1).clamp_min(1)
+    tokens = hidden.flatten(0, 1) if mask is None else hidden[mask.bool()]
+    return tokens, pool(hidden, mask, "cls"), pool(hidden, mask, "mean")
