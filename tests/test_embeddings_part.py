@@ -35,7 +35,7 @@ from transformers import (
     ViTModel,
 )
 
-from collab_hf import load_model
+from collab_hf import CollabConfig, load_model
 from collab_hf.checkpoint.onnx import export_onnx
 from collab_hf.errors import CalibrationError, FamilyError
 from collab_hf.host.adoption import adopt_, disown_
@@ -114,7 +114,7 @@ def site_of(model: PreTrainedModel) -> Any:
 
 def compress(model: PreTrainedModel, rank: int = RANK, counts: torch.Tensor | None = None) -> PreTrainedModel:
     site = site_of(model)
-    PART.install_(site, PART.trial(site, counts).solve(EmbeddingPlan(rank)))
+    PART.install_(site, PART.trial(site, CollabConfig(), counts).solve(EmbeddingPlan(rank)))
     adopt_(model, {"embeddings": {site.name: EmbeddingPlan(rank)}})
     return model
 
@@ -352,7 +352,7 @@ def test_replaced_shows_what_installing_will_do(dense: Any) -> None:
     model, inputs = dense
     expected = output(model, inputs)
     site = site_of(model)
-    solution = PART.trial(site).solve(EmbeddingPlan(3))
+    solution = PART.trial(site, CollabConfig()).solve(EmbeddingPlan(3))
     with PART.replaced({site.name: site}, {site.name: solution}):
         seen = output(model, inputs)
     assert torch.equal(output(model, inputs), expected)
@@ -364,7 +364,7 @@ def test_replaced_shows_what_installing_will_do(dense: Any) -> None:
 def test_options_have_the_errors_that_solutions_have(tiny_bert: Any) -> None:
     site = site_of(tiny_bert())
     counts = torch.arange(V)
-    trial = PART.trial(site, counts)
+    trial = PART.trial(site, CollabConfig(), counts)
     *others, dense = trial.options
     assert (dense.plan, dense.error, dense.parameters) == (None, 0.0, V * 24)
     assert [o.plan.rank for o in others] == list(range(1, site.shape.largest_rank + 1))
@@ -376,7 +376,7 @@ def test_options_have_the_errors_that_solutions_have(tiny_bert: Any) -> None:
         error = ((weights * lost).sum() / (weights * weight.square().sum(1)).sum()).sqrt()
         assert option.error == solution.relative_error == pytest.approx(float(error), rel=1e-9)
         assert option.parameters == solution.table.numel() + solution.up.numel() < V * 24
-    uniform = PART.trial(site)
+    uniform = PART.trial(site, CollabConfig())
     assert float(uniform.errors[RANK]) == pytest.approx(
         float(low_rank_errors(weight, torch.zeros(V))[RANK].sqrt())
     )
@@ -387,7 +387,7 @@ def test_frequent_tokens_are_kept_better(tiny_bert: Any) -> None:
     site = site_of(tiny_bert())
     counts = torch.zeros(V)
     counts[:3] = 1000
-    solution = PART.trial(site, counts).solve(EmbeddingPlan(3))
+    solution = PART.trial(site, CollabConfig(), counts).solve(EmbeddingPlan(3))
     lost = (site.module.weight - (solution.table @ solution.up.T)).square().sum(1)
     assert lost[:3].max() < 0.1 * lost[3:].min()
 
@@ -420,7 +420,7 @@ def test_sizes_and_ranks_out_of_them(tiny_bert: Any) -> None:
     with pytest.raises(RankError, match=r"between 1 and 87, since dense it is 1000 x 96, got 88 \(words\)"):
         shape.check(88, "words")
     with pytest.raises(RankError, match=r"between 1 and 16, .* got 17 \(embeddings.word_embeddings\)"):
-        PART.trial(site_of(tiny_bert())).solve(EmbeddingPlan(17))
+        PART.trial(site_of(tiny_bert()), CollabConfig()).solve(EmbeddingPlan(17))
 
 
 def test_albert_goes_below_its_own_width() -> None:

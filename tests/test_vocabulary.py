@@ -287,7 +287,7 @@ def test_compressed_models_are_trimmed_too(tiny_bert: Any, tmp_path: Path) -> No
     compress_(model, CollabConfig(method="svd", rank=12))
     part = Embeddings()
     (site,) = part.sites(model).values()
-    part.install_(site, part.trial(site).solve(EmbeddingPlan(6)))
+    part.install_(site, part.trial(site, CollabConfig()).solve(EmbeddingPlan(6)))
     model.config.collab["embeddings"] = {site.name: EmbeddingPlan(6).to_dict()}
     trimmed = check_same(model, tokenizer, CORPUS)
     assert model.get_input_embeddings().weight.shape == (len(trimmed.kept), 6)

@@ -24,11 +24,12 @@ from collab_hf.errors import CalibrationError, ConfigError
 from collab_hf.host.blocks import blocks
 from collab_hf.host.rollback import undone
 from collab_hf.parts.registry import FEED_FORWARDS, HEADS, QUERY_KEY, VALUES
-from collab_hf.planning.whole import choose_whole, dense_sizes, measure_parts
+from collab_hf.planning.measured import measure_parts
+from collab_hf.planning.whole import choose_whole, dense_sizes
 from collab_hf.recovery.blocks import reconstruct_blocks_
 from collab_hf.surgery import whole
 
-PARTS = ["query_key", "heads", "value_output", "feed_forward"]
+PARTS = ["query_key", "heads", "value_output", "feed_forward", "embeddings"]
 
 
 @pytest.fixture
@@ -82,6 +83,8 @@ def test_parameters_and_size(tiny_bert, texts, tmp_path):
     compress_(other, CollabConfig(size=f"{int(0.8 * 4 * total)}B"), texts)
     other.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").stat().st_size <= 0.8 * 4 * total + 8000  # the header's names
+    report = compress_(tiny_bert(), CollabConfig(params=0.85, parts=["embeddings", "feed_forward"]), texts)
+    assert set(report.whole.plans) == {"embeddings", "feed_forward"}
     with pytest.raises(ConfigError, match=r"no choice of forms is so small: at least 0\.\d+ of the layers'"):
         compress_(tiny_bert(), CollabConfig(params=0.01), texts)
 
@@ -141,7 +144,7 @@ class TestParts:
         model = tiny_bert()
         measured = measure_parts(model, [], CollabConfig(), texts, texts)
         for part, sites, moments in (
-            (FEED_FORWARDS, measured.feed_forward, measured.neurons),
+            (FEED_FORWARDS, measured.alone["feed_forward"], measured.statistics["feed_forward"]),
             (HEADS, measured.attention, measured.outputs),
             (VALUES, measured.attention, measured.outputs),
         ):
@@ -167,8 +170,8 @@ class TestParts:
             layer.output.dense.weight[:, ::2] = 0
             layer.attention.output.dense.weight[:, 8:16] = 0
         measured = measure_parts(model, [], CollabConfig(), texts, texts)
-        name, site = next(iter(measured.feed_forward.items()))
-        trial = FEED_FORWARDS.trial(site, CollabConfig(), measured.neurons[name])
+        name, site = next(iter(measured.alone["feed_forward"].items()))
+        trial = FEED_FORWARDS.trial(site, CollabConfig(), measured.statistics["feed_forward"][name])
         assert trial.path.error(24) == pytest.approx(0, abs=1e-9)
         assert trial.path.error(16) > 1e-4  # negative control: a live neuron costs
         assert all(int(k) % 2 for k in trial.path.kept(24))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ..modeling.plan import LayerPlan
+from ..modeling.plans import QUERY_KEY as LAYERS
 from ..modeling.shapes import AttentionShape
 from ..modeling.shrinking import HeadsPlan, ValuePlan
 from ..parts.part import Option
@@ -33,6 +34,9 @@ class AttentionForm:
     heads: HeadsPlan | None = None
     values: ValuePlan | None = None
     query_key: LayerPlan | None = None
+
+    # Where config.json keeps the three.
+    sections: ClassVar[tuple[str, str, str]] = (HeadsPlan.section, ValuePlan.section, LAYERS)
 
     def shape(self, dense: AttentionShape) -> AttentionShape:
         """Sizes of the layer once heads are gone."""

@@ -43,17 +43,15 @@ class WholePlan:
 
     def plans(self) -> Plans:
         """The forms by section and site, as config.json keeps them; what stays dense is left out."""
-        found: Plans = {"heads": {}, "value_output": {}, "layers": {}, "feed_forward": {}}
+        found: Plans = {}
         for name, option in self.options.items():
-            if not isinstance(option.plan, AttentionForm):
-                if option.plan is not None:
-                    found["feed_forward"][name] = option.plan
-                continue
-            for section, plan in (
-                ("heads", option.plan.heads),
-                ("value_output", option.plan.values),
-                ("layers", option.plan.query_key),
-            ):
-                if plan is not None:
-                    found[section][name] = plan
+            form = option.plan
+            if isinstance(form, AttentionForm):
+                for section, plan in zip(
+                    form.sections, (form.heads, form.values, form.query_key), strict=True
+                ):
+                    if plan is not None:
+                        found.setdefault(section, {})[name] = plan
+            elif form is not None:
+                found.setdefault(form.section, {})[name] = form
         return found

@@ -19,7 +19,8 @@ from ..modeling.plans import Plans, apply_plans_
 from ..parts.query_key.methods import METHODS
 from ..parts.registry import QUERY_KEY
 from ..planning.attention_options import AttentionForm
-from ..planning.whole import Measured, choose_whole, dense_sizes
+from ..planning.measured import Measured
+from ..planning.whole import choose_whole, dense_sizes
 from ..planning.whole_plan import WholePlan
 
 # Looks for the share of the operations that gives a speed: by the secant rule, until within this of it.

@@ -21,11 +21,12 @@ from ..measure.bench import image_length
 from ..modeling.plans import SECTIONS, Plans
 from ..parts.heads.removal import columns_of
 from ..parts.query_key.methods import METHODS
-from ..parts.registry import FEED_FORWARDS, HEADS, QUERY_KEY, VALUES
+from ..parts.registry import HEADS, QUERY_KEY, VALUES
 from ..parts.shrunk import moments_of
 from ..planning import Divergence
 from ..planning.attention_options import AttentionForm
-from ..planning.whole import Measured, choose_whole, dense_sizes, given_plan, measure_parts
+from ..planning.measured import Measured, measure_parts
+from ..planning.whole import choose_whole, dense_sizes, given_plan
 from ..planning.whole_plan import WholePlan
 from ..recovery.blocks import BlockReport, reconstruct_blocks_
 from .report import CompressionReport, LayerReport, WholeReport
@@ -175,11 +176,11 @@ def build_(model: PreTrainedModel, measured: Measured, plan: WholePlan, config: 
     for name, option in plan.options.items():
         if isinstance(option.plan, AttentionForm):
             _build_attention_(measured.attention[name], measured, option.plan, config, plans)
-        elif option.plan is not None:
-            site = measured.feed_forward[name]
-            trial = FEED_FORWARDS.trial(site, config, measured.neurons[name])
-            FEED_FORWARDS.install_(site, trial.solve(option.plan))
-            plans.setdefault(FEED_FORWARDS.name, {})[name] = option.plan
+    for part, name, site in measured.sites_alone():
+        if (form := plan.options[name].plan) is not None:
+            trial = part.trial(site, config, measured.statistics[part.name][name])
+            part.install_(site, trial.solve(form))
+            plans.setdefault(part.name, {})[name] = form
     adopt_(model, plans)
     return plans
 
@@ -199,7 +200,7 @@ def _build_attention_(
         if query_key is None:  # hosts have values as wide as a head; ours take any
             query_key = METHODS["copy"].given(config, site.shape)
     if query_key is not None:
-        statistics = measured.statistics.get(site.name)
+        statistics = measured.inputs.get(site.name)
         solution = QUERY_KEY.solve(site, config, [query_key.check(site.shape, site.name)], statistics)
         QUERY_KEY.install_(site, solution)
         plans.setdefault("layers", {})[site.name] = solution.plan

@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...config import CollabConfig
 from ...errors import ConfigError
 from ...modeling.embeddings import EmbeddingPlan, tied_modules
 from ...modeling.families import relative_name
 from ...modeling.plans import shrink_
 from ...tensors.embedding import low_rank_embedding, low_rank_errors
-from ..part import Option
+from ..part import Option, Part
 from .site import EmbeddingShape, EmbeddingSite, LowRankTable, embedding_sites
 
 
-class Embeddings:
+class Embeddings(Part):
     """The table of token embeddings as a narrow table and a map, the tied output head with it.
 
     Attributes:
@@ -54,18 +55,26 @@ class Embeddings:
         """
         return 0 if plan is None else 2 * plan.rank * shape.hidden_size * length
 
-    def trial(self, site: EmbeddingSite, counts: Tensor | None = None) -> EmbeddingTrial:
+    def check(self, plan: EmbeddingPlan, shape: EmbeddingShape, where: str) -> None:
+        """Refuse a rank that the embedding can't have."""
+        shape.check(plan.rank, where)
+
+    def trial(
+        self, site: EmbeddingSite, config: CollabConfig, statistics: Tensor | None = None
+    ) -> EmbeddingTrial:
         """What each rank costs, and the means to solve it.
 
         Args:
             site: a dense token embedding.
-            counts: how often each token occurred (`token_counts`), (vocab_size,); None to let all count the
-                same.
+            config: not read.
+            statistics: how often each token occurred (`token_counts`), (vocab_size,); None to let all count
+                the same.
 
         Returns:
             The trial.
         """
-        return EmbeddingTrial(site, torch.zeros(site.shape.vocab_size) if counts is None else counts)
+        counts = torch.zeros(site.shape.vocab_size) if statistics is None else statistics
+        return EmbeddingTrial(site, counts)
 
     @contextmanager
     def replaced(

@@ -48,6 +48,10 @@ class FeedForwards(ShrinkingPart):
         width = shape.width if plan is None else plan.width
         return 2 * length * width * shape.hidden_size * (3 if shape.gated else 2)
 
+    def check(self, plan: FeedForwardPlan, shape: FeedForwardShape, where: str) -> None:
+        """Refuse a width that the feed-forward can't have."""
+        plan.check(shape.width, where)
+
     def trial(self, site: FeedForwardSite, config: CollabConfig, statistics: Moments) -> NeuronTrial:
         """The order in which neurons go, and what each width costs.
 
