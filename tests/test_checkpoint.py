@@ -295,7 +295,7 @@ def test_load_model_refuses_random_weights(tiny_bert: Any, tmp_path: Path) -> No
     del weights["encoder.layer.0.output.dense.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
-        CheckpointError, match=r"lacks 1 weights of BertModel, such as encoder.layer.0.output.dense"
+        CheckpointError, match=r"lacks 1 weight of BertModel, such as encoder.layer.0.output.dense"
     ):
         load_model(tmp_path)
 
