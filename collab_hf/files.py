@@ -42,7 +42,7 @@ _WORDS = tuple(
 # Files at the top of a checkpoint that belong to the model whatever form its weights have.
 TAKEN_OVER = (*_TOKENIZER, *_PROCESSOR, *_GENERATION, *_SENTENCE_TRANSFORMERS, *_WORDS)
 # Folders that belong to it, besides the modules of sentence-transformers that modules.json names.
-_FOLDERS = ("additional_chat_templates",)
+FOLDERS = ("additional_chat_templates",)
 # Files inside of such folders; a module's own weights (of a dense layer, say) are not the attention's.
 IN_FOLDERS = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors", "pytorch_model.bin")
 # What the saved model itself consists of.
@@ -109,7 +109,7 @@ def _candidates(directory: Path, patterns: Iterable[str]) -> Iterator[str]:
     """Names that are on the list, whatever stands behind them."""
     top = sorted(file.name for file in directory.iterdir())
     yield from (name for name in top if not name.startswith(".") and matches(name, patterns))
-    for folder in sorted({*_FOLDERS, *module_folders(directory)}):
+    for folder in sorted({*FOLDERS, *module_folders(directory)}):
         place = directory / folder
         # A folder that a link names is entered where it lies inside, links below it never: no loops.
         if not place.is_dir() or _outside(place, directory) or _holds(place, directory):

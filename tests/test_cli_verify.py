@@ -77,8 +77,10 @@ def test_without_a_tokenizer_the_inputs_are_random(
 
 @pytest.mark.parametrize(
     "head",
-    ["ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice"]
-    + ["ForNextSentencePrediction", "ForPreTraining", "LMHeadModel"],
+    [
+        *("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"),
+        *("ForMultipleChoice", "ForNextSentencePrediction", "ForPreTraining", "LMHeadModel"),
+    ],
 )
 def test_every_head_verifies(collab_hf: CommandLine, tiny_bert: Any, tmp_path: Path, head: str) -> None:
     settings = {"num_labels": 2, "is_decoder": head == "LMHeadModel", "vocab_size": len(VOCABULARY)}

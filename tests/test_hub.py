@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from collab_hf.errors import HubError
+from collab_hf.files import belongings
 from collab_hf.hub import publish as hub_module
 from collab_hf.hub.card import card_metadata
 from collab_hf.hub.fetch import fetch_files
@@ -188,16 +189,24 @@ def test_files_of_an_original(lfs_hub: HubServer, tmp_path: Path) -> None:
         {
             "sub/config.json": b"{}",
             "sub/vocab.txt": b"a",
+            "sub/modules.json": b'[{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}]',
             "sub/1_Pooling/config.json": b"{}",
+            "sub/2_Dense/model.safetensors": b"a module's own",
+            "sub/3_Old/config.json": b"{}",
             "sub/model.safetensors": b"x",
+            "sub/model.gguf": b"x",
             "sub/onnx/model.onnx": b"x",
+            "sub/onnx/config.json": b"{}",
             "pytorch_model.bin": b"x",
             "vocab.txt": b"b",
         }
     )
     folder = fetch_files("me/original", subfolder="sub")
     found = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
-    assert found == {"config.json", "vocab.txt", "1_Pooling/config.json"}
+    modules = {"modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors"}
+    assert found == {"config.json", "vocab.txt", *modules}
+    # In the Hub's cache every file is a link to a blob outside of the snapshot.
+    assert set(belongings(folder)) == {"vocab.txt", *modules}
     assert fetch_files(tmp_path, subfolder="sub") == tmp_path / "sub"
     with pytest.raises(HubError, match="me/absent is not on the Hub"):
         fetch_files("me/absent")
