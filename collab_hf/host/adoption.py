@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from transformers import PreTrainedModel
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from ..modeling import configuration_collab
-from ..modeling.configuration_collab import FORMAT, config_class
+from ..modeling.configuration_collab import config_class
 from ..modeling.modeling_collab import _config_class_of, _forget_renaming, auto_map, model_class
-from ..modeling.plan import LayerPlan
+from ..modeling.plans import write_plans
 
 
-def adopt_(model: PreTrainedModel, plans: dict[str, LayerPlan]) -> None:
+def adopt_(model: PreTrainedModel, plans: Mapping[str, Mapping[str, Any]]) -> None:
     """Give a model whose layers are converted its collaborative class and config, in place.
 
     Args:
         model: a transformers model; its inner models are adopted too.
-        plans: plan by the layer's name relative to the base model, written into the config.
+        plans: by section and by the module's name relative to the base model, written into the config.
     """
     for inner in [m for m in model.modules() if isinstance(m, PreTrainedModel)]:
         inner.__class__ = model_class(type(inner))
@@ -27,10 +30,7 @@ def adopt_(model: PreTrainedModel, plans: dict[str, LayerPlan]) -> None:
         if not isinstance(config, _config_class_of(type(inner))):
             base_type = config.model_type
             config.__class__ = config_class(type(config))
-            config.collab = {
-                "format": FORMAT,
-                "layers": {name: plan.to_dict() for name, plan in plans.items()},
-            }
+            config.collab = write_plans(plans)
             config.auto_map = auto_map(base_type)
             if configuration_collab.on_config is not None:
                 configuration_collab.on_config(type(config).__mro__[1])

@@ -39,7 +39,7 @@ def collab_attention_class(host: type[nn.Module]) -> type[nn.Module]:
     return _CLASSES[host]
 
 
-def convert_(module: Any, plan: LayerPlan) -> None:
+def convert_(module: Any, plan: LayerPlan, name: str = "") -> None:
     """Turn a dense attention module into a collaborative one, in place; factors are left uninitialised.
 
     Keeps the module and its projections as objects (hooks stay), their device, dtype, training mode and
@@ -47,10 +47,15 @@ def convert_(module: Any, plan: LayerPlan) -> None:
 
     Args:
         module: a dense attention module of a known family.
-        plan: the form it gets, already checked.
+        plan: the form it gets.
+        name: the module's name, for messages.
+
+    Raises:
+        RankError: the plan does not fit the module.
     """
     family = FAMILIES[type(module).__name__]
     shape = family.shape(module)
+    plan.check(shape, name)
     query, key = family.projection(module, "query"), family.projection(module, "key")
     rows = 0 if plan.tied else plan.key_rank
     rows += shape.num_heads if plan.content_bias == "exact" else 0

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from .plan import AttentionShape
+from .shapes import AttentionShape
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,25 @@ def attention_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, Family]
         family = FAMILIES.get(type(module).__name__)
         if family is not None and type(module).__module__.startswith("transformers."):
             yield relative_name(model, name), module, family
+
+
+def submodule_at(module: nn.Module, around: nn.Module, path: str) -> Any:
+    """The module or parameter at a path of a row.
+
+    Args:
+        module: what the row is of.
+        around: the module that holds it.
+        path: names joined by dots; `..` in front starts at `around`.
+
+    Returns:
+        What is there.
+    """
+    found: Any = module
+    if path.startswith(".."):
+        found, path = around, path[2:]
+    for name in path.split("."):
+        found = getattr(found, name)
+    return found
 
 
 def relative_name(model: nn.Module, name: str) -> str:

@@ -24,12 +24,11 @@ from transformers.models.auto import modeling_auto
 
 from . import configuration_collab
 from .attention import CollabAttention
-from .configuration_collab import FORMAT, config_class
-from .conversion import convert_
+from .configuration_collab import config_class
 from .errors import CheckpointError, ConfigError
-from .families import FAMILIES, attention_layers, relative_name
+from .families import FAMILIES, relative_name
 from .mixing import SelectionMixing
-from .plan import LayerPlan
+from .plans import apply_plans_, read_plans
 
 _CLASSES: dict[str, type[PreTrainedModel]] = {}
 
@@ -39,11 +38,14 @@ class _CollabModel:
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
-        apply_plans_(self, read_plans(config))  # type: ignore[arg-type]
+        plans = read_plans(config)
+        apply_plans_(self, plans)  # type: ignore[arg-type]
+        if any(plans.values()):
+            _forget_renaming(self)  # type: ignore[arg-type]
         # The host initialised its own layers; what has taken their place since is still empty memory.
-        for attention in [m for m in self.modules() if isinstance(m, CollabAttention)]:  # type: ignore[attr-defined]
-            for module in attention.modules():
-                self._init_weights(module)
+        for _, module in changed_modules(self):  # type: ignore[arg-type]
+            for inner in module.modules():
+                self._init_weights(inner)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -183,54 +185,16 @@ def auto_map(model_type: str) -> dict[str, str]:
     return found
 
 
-def read_plans(config: PreTrainedConfig) -> dict[str, LayerPlan]:
-    """The layers' forms as config.json has them.
-
-    Args:
-        config: a collaborative config.
-
-    Returns:
-        Plan by the layer's name relative to the base model.
-
-    Raises:
-        ConfigError: the settings are malformed, or of a newer format.
-    """
-    settings = getattr(config, "collab", None) or {}
-    version = settings.get("format", FORMAT)
-    if not isinstance(version, int) or version > FORMAT:
-        raise ConfigError(
-            f"this checkpoint has collab format {version}, newer than {FORMAT}; update collab_hf"
-        )
-    return {name: LayerPlan.from_dict(values, name) for name, values in settings.get("layers", {}).items()}
-
-
-def apply_plans_(model: PreTrainedModel, plans: dict[str, LayerPlan]) -> None:
-    """Convert the dense attention layers that plans name, in place; factors are left uninitialised.
-
-    Args:
-        model: a transformers model.
-        plans: plan by the layer's name relative to the base model.
-
-    Raises:
-        ConfigError: a plan names no attention layer of this model, or does not fit it.
-    """
-    layers = {name: (module, family) for name, module, family in attention_layers(model)}
-    unknown = sorted(set(plans) - set(layers))
-    if unknown:
-        raise ConfigError(
-            f"config.json has collab settings for {unknown[0]}, which is no attention layer here"
-        )
-    for name, plan in plans.items():
-        module, family = layers[name]
-        plan.check(family.shape(module), name)
-        convert_(module, plan)
-    if plans:
-        _forget_renaming(model)
-
-
 def _forget_renaming(model: PreTrainedModel) -> None:
     """Drop the weight renaming that was looked up for the host's class, when the host was built or loaded."""
     vars(model)["_weight_conversions"] = None
+
+
+def changed_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules whose numbers must come from a checkpoint of ours, by full name."""
+    for name, module in model.named_modules():
+        if isinstance(module, CollabAttention) or getattr(module, "collab_resized", False):
+            yield name, module
 
 
 def check_factors(model: PreTrainedModel, info: dict[str, Any]) -> None:
@@ -243,11 +207,7 @@ def check_factors(model: PreTrainedModel, info: dict[str, Any]) -> None:
     Raises:
         CheckpointError: names the factors.
     """
-    prefixes = tuple(
-        f"{relative_name(model, name)}."
-        for name, module in model.named_modules()
-        if isinstance(module, CollabAttention)
-    )
+    prefixes = tuple(f"{relative_name(model, name)}." for name, _ in changed_modules(model))
     problems = []
     for kind, keys in (
         ("missing", "missing_keys"),

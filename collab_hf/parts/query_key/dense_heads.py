@@ -10,40 +10,37 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ...host.sites import AttentionSite, AttentionSites
 from ...modeling.attention import CollabAttention
 from ...modeling.errors import RankError
-from ...modeling.families import Family
 from ...tensors.factors import SharedFactors
 from .graft import key_rows
 
 
 @contextmanager
-def replaced(
-    layers: Mapping[str, tuple[nn.Module, Family]], factors: Mapping[str, SharedFactors]
-) -> Iterator[None]:
+def replaced(sites: AttentionSites, factors: Mapping[str, SharedFactors]) -> Iterator[None]:
     """Let dense layers compute the scores of shared factors inside the with block.
 
     A head whose scores are no wider than head_dim is a dense head with weights A P_h and B Q_h, so the host
     serves as it is and nothing is converted.
 
     Args:
-        layers: dense attention module and family by name.
-        factors: shared factors for some of the layers, each with `fits_head`.
+        sites: dense attention modules by name.
+        factors: shared factors for some of them, with scores no wider than a head and a folded content bias.
 
     Yields:
         Nothing.
     """
     with ExitStack() as stack, torch.no_grad():
         for name, result in factors.items():
-            module, family = layers[name]
-            stack.enter_context(_replaced_layer(module, family, result))
+            stack.enter_context(_replaced_layer(sites[name], result))
         yield
 
 
 @contextmanager
-def _replaced_layer(module: nn.Module, family: Family, factors: SharedFactors) -> Iterator[None]:
-    query, key = family.projection(module, "query"), family.projection(module, "key")
-    head_dim = family.shape(module).head_dim
+def _replaced_layer(site: AttentionSite, factors: SharedFactors) -> Iterator[None]:
+    query, key = (site.family.projection(site.module, role) for role in ("query", "key"))
+    head_dim = site.shape.head_dim
 
     def dense(shared: Tensor, maps: Tensor, like: Tensor) -> nn.Parameter:
         # (D, R) (H, R, w) -> (H * d, D), zeros beyond the score width
