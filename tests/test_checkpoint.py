@@ -286,9 +286,9 @@ def test_no_form_loads_silently_in_the_hosts_own_class(tiny_bert: Any, tmp_path:
     compress_(model, FULL[form])
     expected = logits(model, TEXT)
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="they need collab_hf, or an Auto class"):
+    with pytest.raises(ValueError, match="use this collab_hf, a later one, or an Auto class"):
         BertModel.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="they need collab_hf, or an Auto class"):
+    with pytest.raises(ValueError, match="use this collab_hf, a later one, or an Auto class"):
         BertForSequenceClassification.from_pretrained(tmp_path)
     loaded = load_model(tmp_path)
     assert torch.equal(logits(loaded, TEXT), expected)

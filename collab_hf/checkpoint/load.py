@@ -195,7 +195,7 @@ def _lacks_pooler(model: PreTrainedModel, info: dict[str, Any]) -> bool:
     missing = info["missing_keys"]
     if not missing or not all(key.startswith("pooler.") for key in missing):
         return False
-    return any("add_pooling_layer" in inspect.signature(c.__init__).parameters for c in type(model).__mro__)
+    return any("add_pooling_layer" in inspect.signature(c).parameters for c in type(model).__mro__[:-1])
 
 
 def _check_weights(model: PreTrainedModel, info: dict[str, Any], name: str, backbone: bool) -> None:

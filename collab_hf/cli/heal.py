@@ -125,6 +125,7 @@ def _heal(
     overwrite: bool,
 ) -> RecoveryReport:
     from collab_hf.checkpoint.save import new_directory, save_checkpoint
+    from collab_hf.hub.card import write_card
     from collab_hf.recovery import recover_
 
     watched = start_reporting()
@@ -136,7 +137,8 @@ def _heal(
     if _is_main_process():
         with new_directory(output, overwrite=overwrite) as place:
             save_checkpoint(student, place, original=directory)
-            write_report(place, report)
+            write_report(place, report, data)
+            write_card(place, output.resolve().name)
         shutil.rmtree(states_beside(output), ignore_errors=True)
     return report
 

@@ -88,7 +88,7 @@ class Healing:
     def write(self, directory: Path) -> None:
         """Put the report into the checkpoint; the states have served then."""
         if self._report is not None:
-            write_report(directory, self._report)
+            write_report(directory, self._report, self._recipe.calibration)
             shutil.rmtree(self._states, ignore_errors=True)
 
     def values(self) -> dict[str, Any]:
@@ -133,14 +133,18 @@ def states_beside(output: Path) -> Path:
     return output.parent / f".{output.name}.recovery"
 
 
-def write_report(directory: Path, report: RecoveryReport) -> None:
+def write_report(directory: Path, report: RecoveryReport, data: str) -> None:
     """Put the report into a checkpoint.
 
     Args:
         directory: of the checkpoint.
         report: what recovery did.
+        data: what it read, of which a local path's last part is kept.
     """
-    text = json.dumps(report.to_dict(), indent=2, allow_nan=False)
+    from collab_hf.recipe import public_name
+
+    values = {"data": public_name(data), **report.to_dict()}
+    text = json.dumps(values, indent=2, allow_nan=False)
     (directory / RECOVERY_FILE).write_text(text + "\n", encoding="utf-8")
 
 

@@ -29,7 +29,9 @@ on_push: Callable[..., str] | None = None
 # Stands in config.json as the name of the weights' file where the host's own class would find every factor of
 # its own shape, read it as something else and leave the rest random: that class stops here, with this text.
 _FOREIGN = "transformers_weights"
-_FOR_OTHERS = "none for this class: they need collab_hf, or an Auto class with trust_remote_code=True"
+_FOR_OTHERS = (
+    "none for this class: use this collab_hf, a later one, or an Auto class with trust_remote_code=True"
+)
 
 _CLASSES: dict[str, type[PreTrainedConfig]] = {}
 
