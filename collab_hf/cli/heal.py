@@ -130,7 +130,7 @@ def _heal(
 
     watched = start_reporting()
     name = str(directory)
-    student = loading.model(name)
+    student = loading.model(directory)
     original = loading.model(teacher or _teacher_of(directory))
     batches = recovery_batches(data, student, loading.processor(name), sizes, config.seed)
     report = recover_(student, original, batches, config, progress=watched)
