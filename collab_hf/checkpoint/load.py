@@ -22,7 +22,7 @@ from transformers import (
 
 from ..modeling import modeling_collab
 from ..modeling.errors import CheckpointError, CollabError
-from ..registration.auto_classes import register
+from ..registration import register
 from .precheck import check_local, explain_json, explain_pickles
 from .precheck import one_sentence as one_sentence
 from .remote import find_on_hub, is_local

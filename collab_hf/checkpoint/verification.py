@@ -14,9 +14,10 @@ from transformers import PreTrainedModel
 from ..errors import DataError
 from ..files import REPORT_FILE
 from ..modeling.attention import CollabAttention
+from ..modeling.core_mixing import CoreMixing
 from ..modeling.errors import CheckpointError
 from ..modeling.families import relative_name
-from ..modeling.mixing import CoreMixing, SelectionMixing
+from ..modeling.mixing import SelectionMixing
 from . import fresh_load
 from .fresh_processes import check_fresh
 from .known_code import origin_of_code

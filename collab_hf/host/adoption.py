@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedModel
-from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from ..modeling import configuration_collab
 from ..modeling.configuration_collab import config_class
-from ..modeling.modeling_collab import _config_class_of, _forget_renaming, auto_map, model_class
+from ..modeling.host_internals import forget_renaming_, record_outputs_
+from ..modeling.modeling_collab import _config_class_of, auto_map, model_class
 from ..modeling.plans import write_plans
 
 
@@ -23,9 +23,8 @@ def adopt_(model: PreTrainedModel, plans: Mapping[str, Mapping[str, Any]]) -> No
     """
     for inner in [m for m in model.modules() if isinstance(m, PreTrainedModel)]:
         inner.__class__ = model_class(type(inner))
-        # The registry of outputs that can be recorded goes by class.
-        _CAN_RECORD_REGISTRY[inner] = inner._can_record_outputs
-        _forget_renaming(inner)
+        record_outputs_(inner)
+        forget_renaming_(inner)
         config = inner.config
         if not isinstance(config, _config_class_of(type(inner))):
             base_type = config.model_type
@@ -46,6 +45,5 @@ def disown_(model: PreTrainedModel) -> None:
                 delattr(config, name)
     if type(model).__name__.startswith("Collab"):  # models inside of loaded ones are the host's as they are
         model.__class__ = type(model).__bases__[1]
-    # The registry of outputs that can be recorded goes by class.
-    _CAN_RECORD_REGISTRY[model] = model._can_record_outputs
-    vars(model)["_weight_conversions"] = None
+    record_outputs_(model)
+    forget_renaming_(model)

@@ -16,9 +16,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .errors import ConfigError
 from .families import Family
+from .host_internals import attention_backend
 from .kernels import attend_, even_slices, prefers_pieces, product_dtype, samples_at_once, wide_attention
 from .masks import add_to_mask, four_dimensional, part_of
-from .mixing import Mixing
+from .mixing_base import Mixing
 from .plan import LayerPlan
 
 
@@ -81,7 +82,7 @@ class CollabAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         plan, mixing, length = self.collab_plan, self.mixing, source.shape[1]
         heads, bias = mixing.num_heads, None
-        backend, causal = self.config._attn_implementation, self._is_causal(kwargs)
+        backend, causal = attention_backend(self.config), self._is_causal(kwargs)
         if backend == "sdpa" and mask is None and causal and length > 1 and key.shape[1] > length:
             # Prefill of a static cache: the host reads the first keys alone, one per query.
             key, value = key[:, :length], value[:, :length]
@@ -191,7 +192,7 @@ class CollabAttention(nn.Module):
         return F.pad(query, spare), F.pad(key, spare)
 
     def _check_backend(self, what: str) -> None:
-        backend = self.config._attn_implementation
+        backend = attention_backend(self.config)
         if backend not in ("eager", "sdpa", None):
             raise ConfigError(f"attention backend {backend!r} can't serve {what}; use eager or sdpa")
 

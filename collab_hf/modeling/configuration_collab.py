@@ -23,6 +23,9 @@ FORMAT = 2
 # Set by the package to register model classes with the Auto classes when a config is first met.
 on_config: Callable[[type[PreTrainedConfig]], None] | None = None
 
+# Set by the package to tell PEFT about the projections; PEFT asks for them after a config's `to_dict`.
+on_to_dict: Callable[[], None] | None = None
+
 # Set by the package to publish a model with its own card; without it transformers publishes as ever.
 on_push: Callable[..., str] | None = None
 
@@ -55,7 +58,9 @@ def config_class(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
                 del kwargs[_FOREIGN]
             base.__post_init__(self, **kwargs)
 
-        def keep_others_out(self: Any) -> dict[str, Any]:
+        def to_dict(self: Any) -> dict[str, Any]:
+            if on_to_dict is not None:
+                on_to_dict()
             values: dict[str, Any] = base.to_dict(self)
             return {**values, _FOREIGN: _FOR_OTHERS} if _fits_host(self) else values
 
@@ -65,12 +70,14 @@ def config_class(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
             "__module__": __name__,
             "__post_init__": register_models_first,
             "__qualname__": name,
-            "_auto_class": "AutoConfig",
             "collab": None,
             "model_type": "collab_" + base.model_type,
-            "to_dict": keep_others_out,
+            "to_dict": to_dict,
         }
-        _CLASSES[name] = type(name, (base,), members)
+        made: Any = type(name, (base,), members)
+        made.register_for_auto_class("AutoConfig")  # so that saving a model ships this file
+        # Where several threads get here at once, all of them take the class that came first.
+        _CLASSES.setdefault(name, made)
     return _CLASSES[name]
 
 

@@ -64,6 +64,28 @@ class HeadsPlan(_Plan):
         """The fields, ready for config.json."""
         return {"kept": list(self.kept)}
 
+    def check(self, heads: int, where: str) -> None:
+        """Refuse heads that the layer doesn't have.
+
+        Args:
+            heads: number of heads of the dense layer.
+            where: its name, for the message.
+
+        Raises:
+            RankError: they are no rising numbers of heads, or none.
+        """
+        numbers = list(self.kept)
+        whole = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
+        if (
+            not whole
+            or not numbers
+            or numbers != sorted(set(numbers))
+            or not 0 <= numbers[0] <= numbers[-1] < heads
+        ):
+            raise RankError(
+                f"heads must be rising numbers from 0 to {heads - 1}, at least one, got {numbers} ({where})"
+            )
+
     def shrink_(self, module: Any, around: nn.Module, where: str) -> list[nn.Module]:
         """Leave rows and columns for the kept heads.
 
@@ -80,11 +102,7 @@ class HeadsPlan(_Plan):
         """
         family = FAMILIES[type(module).__name__]
         heads = getattr(module, family.num_heads)
-        numbers = list(self.kept)
-        if not numbers or numbers != sorted(set(numbers)) or numbers[0] < 0 or numbers[-1] >= heads:
-            raise RankError(
-                f"heads must be rising numbers from 0 to {heads - 1}, at least one, got {numbers} ({where})"
-            )
+        self.check(heads, where)
         width = len(self.kept) * getattr(module, family.head_dim)
         projections = [getattr(module, name) for name in (family.query, family.key, family.value)]
         for linear in projections:
@@ -108,6 +126,18 @@ class ValuePlan(_Plan):
 
     section: ClassVar[str] = "value_output"
 
+    def check(self, head_dim: int, where: str) -> None:
+        """Refuse a width that no head of the layer can have.
+
+        Args:
+            head_dim: width of a dense head.
+            where: the layer's name, for the message.
+
+        Raises:
+            RankError: it is no integer from 1 to head_dim.
+        """
+        check_width("value width", self.width, head_dim, where)
+
     def shrink_(self, module: Any, around: nn.Module, where: str) -> list[nn.Module]:
         """Leave rows and columns for narrower values.
 
@@ -123,7 +153,7 @@ class ValuePlan(_Plan):
             RankError: a width that no head of the layer can have.
         """
         family = FAMILIES[type(module).__name__]
-        check_width("value width", self.width, getattr(module, family.head_dim), where)
+        self.check(getattr(module, family.head_dim), where)
         width = getattr(module, family.num_heads) * self.width
         value, output = getattr(module, family.value), submodule_at(module, around, family.output)
         resize_(value, rows=width)
@@ -143,6 +173,18 @@ class FeedForwardPlan(_Plan):
 
     section: ClassVar[str] = "feed_forward"
 
+    def check(self, neurons: int, where: str) -> None:
+        """Refuse a width that the feed-forward can't have.
+
+        Args:
+            neurons: number of neurons of the dense one.
+            where: its name, for the message.
+
+        Raises:
+            RankError: it is no integer from 1 to that.
+        """
+        check_width("feed-forward width", self.width, neurons, where)
+
     def shrink_(self, module: Any, around: nn.Module, where: str) -> list[nn.Module]:
         """Leave rows and columns for the kept neurons.
 
@@ -160,7 +202,7 @@ class FeedForwardPlan(_Plan):
         row = FEED_FORWARDS[type(module).__name__]
         up = [module.get_submodule(path) for path in (row.up, row.gate) if path is not None]
         down = module.get_submodule(row.down)
-        check_width("feed-forward width", self.width, down.in_features, where)
+        self.check(down.in_features, where)
         for linear in up:
             resize_(linear, rows=self.width)
         resize_(down, columns=self.width)

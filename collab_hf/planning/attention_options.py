@@ -1,9 +1,10 @@
-"""The options of a whole attention layer: heads that stay, width of their values, form of their queries and keys."""
+"""The options of a whole attention layer: heads, width of their values, form of their queries and keys."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,23 @@ class AttentionForm:
     def shape(self, dense: AttentionShape) -> AttentionShape:
         """Sizes of the layer once heads are gone."""
         return dense if self.heads is None else with_heads(dense, len(self.heads.kept))
+
+    def check(self, dense: AttentionShape, where: str) -> None:
+        """Refuse sizes that the layer can't have.
+
+        Args:
+            dense: sizes of the dense layer.
+            where: its name, for the message.
+
+        Raises:
+            RankError: it can't have them.
+        """
+        if self.heads is not None:
+            self.heads.check(dense.num_heads, where)
+        if self.values is not None:
+            self.values.check(dense.head_dim, where)
+        if self.query_key is not None:
+            self.query_key.check(self.shape(dense), where)
 
     def operations(self, dense: AttentionShape, length: int) -> int:
         """Floating-point operations of the layer for one sequence, two for each multiply-add."""
@@ -130,7 +148,7 @@ def undominated(options: list[Option]) -> list[Option]:
     return kept
 
 
-def _with_losses(curve: Curve | None) -> Iterator[tuple[object, float]]:
+def _with_losses(curve: Curve | None) -> Iterator[tuple[Any, float]]:
     if curve is None:
         yield None, 0.0
         return

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ..calibration.held_out import Batch
 from ..errors import CalibrationError
-from ..host.inputs import evaluating
+from ..host.inputs import evaluating, move, pool
 
 
 class Divergence:
@@ -45,16 +45,28 @@ class Divergence:
                 norms[i] += old.square().sum().double().cpu()
         return float((errors / norms.clamp_min(torch.finfo(torch.float64).tiny)).mean())
 
+    @classmethod
+    def between(cls, model: PreTrainedModel, original: PreTrainedModel, batches: Sequence[Batch]) -> float:
+        """Divergence of one model from another.
+
+        Args:
+            model: the changed model.
+            original: what it is compared with.
+            batches: model inputs by name.
+
+        Returns:
+            0 where both give the same.
+        """
+        found = cls(original, batches)
+        found._model = model
+        return found.measure()
+
     def _run(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Last hidden states (B, T, D), and the mask of real tokens (B, T) where the inputs have one."""
         base = self._model.base_model
         seen: list[Any] = []
         hook = base.register_forward_hook(lambda _module, _args, output: seen.append(output))
-        device, dtype = self._model.device, self._model.dtype
-        inputs = {
-            k: v.to(device, dtype if v.is_floating_point() else v.dtype) if isinstance(v, Tensor) else v
-            for k, v in batch.items()
-        }
+        inputs = move(batch, self._model.device, self._model.dtype)
         try:
             with evaluating(self._model), torch.no_grad():
                 self._model(**inputs)
@@ -72,7 +84,5 @@ class Divergence:
 def _views(hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """What heads read: every real token (N, D), the first one (B, D), the mean one (B, D)."""
     hidden = hidden.float()
-    if mask is None:
-        return hidden.flatten(0, 1), hidden[:, 0], hidden.mean(1)
-    weight = mask.to(hidden).unsqueeze(-1)
-    return hidden[mask.bool()], hidden[:, 0], (hidden * weight).sum(1) / weight.sum(1).clamp_min(1)
+    tokens = hidden.flatten(0, 1) if mask is None else hidden[mask.bool()]
+    return tokens, pool(hidden, mask, "cls"), pool(hidden, mask, "mean")
