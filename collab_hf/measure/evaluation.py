@@ -213,7 +213,9 @@ def _run(
     for batch in tqdm(batches, desc="Evaluating", unit="batch", disable=not progress):
         with torch.inference_mode():
             output = model.base_model(**move(batch, model.device, model.dtype))
-        states = output.last_hidden_state.float().cpu()
+        # A plain tuple where config.json says return_dict: false.
+        last = output[0] if isinstance(output, tuple) else output.last_hidden_state
+        states = last.float().cpu()
         if not torch.isfinite(states).all():
             raise DataError(f"the hidden states of {type(model).__name__} are not finite")
         text = "input_ids" in batch

@@ -29,6 +29,13 @@ on_to_dict: Callable[[], None] | None = None
 # Set by the package to publish a model with its own card; without it transformers publishes as ever.
 on_push: Callable[..., str] | None = None
 
+# Stands in config.json as the name of the weights' file where the host's own class would find every factor of
+# its own shape, read it as something else and leave the rest random: that class stops here, with this text.
+_FOREIGN = "transformers_weights"
+_FOR_OTHERS = (
+    "none for this class: use this collab_hf, a later one, or an Auto class with trust_remote_code=True"
+)
+
 _CLASSES: dict[str, type[PreTrainedConfig]] = {}
 
 
@@ -47,12 +54,15 @@ def config_class(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
         def register_models_first(self: Any, **kwargs: Any) -> None:
             if on_config is not None:
                 on_config(base)
+            if kwargs.get(_FOREIGN) == _FOR_OTHERS:
+                del kwargs[_FOREIGN]
             base.__post_init__(self, **kwargs)
 
         def to_dict(self: Any) -> dict[str, Any]:
             if on_to_dict is not None:
                 on_to_dict()
-            return base.to_dict(self)
+            values: dict[str, Any] = base.to_dict(self)
+            return {**values, _FOREIGN: _FOR_OTHERS} if _fits_host(self) else values
 
         members = {
             "__annotations__": {"collab": "dict | None"},
@@ -69,6 +79,18 @@ def config_class(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
         # Where several threads get here at once, all of them take the class that came first.
         _CLASSES.setdefault(name, made)
     return _CLASSES[name]
+
+
+def _fits_host(config: Any) -> bool:
+    """Whether the factors of some layer have the shapes of the host's own projections, or may have them."""
+    settings = getattr(config, "collab", None)
+    layers = settings.get("layers") if isinstance(settings, dict) else None
+    plans = [plan for plan in layers.values() if isinstance(plan, dict)] if isinstance(layers, dict) else []
+    heads, head_dim = getattr(config, "num_attention_heads", 0), getattr(config, "head_dim", None)
+    full = heads * head_dim if heads and head_dim else getattr(config, "hidden_size", 0)
+    # An exact content bias adds rows to the key projection, whose shape then stops every other class.
+    folded = [plan for plan in plans if plan.get("content_bias") == "folded"]
+    return any(plan.get("method") == "copy" or plan.get("query_rank", 0) >= full for plan in folded)
 
 
 def __getattr__(name: str) -> type[PreTrainedConfig]:

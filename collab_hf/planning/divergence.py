@@ -72,7 +72,9 @@ class Divergence:
                 self._model(**inputs)
         finally:
             hook.remove()
-        hidden = getattr(seen[-1], "last_hidden_state", None) if seen else None
+        output = seen[-1] if seen else None
+        # A plain tuple where config.json says return_dict: false.
+        hidden = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", None)
         if hidden is None:
             raise CalibrationError(f"{type(base).__name__} gives no hidden states to compare")
         mask = inputs.get("attention_mask")
