@@ -10,7 +10,7 @@ from torch import nn
 from ..config import CollabConfig
 from ..errors import DecompositionError, FamilyError
 from ..modeling.attention import CollabAttention
-from ..modeling.families import FAMILIES, Family, attention_layers
+from ..modeling.families import Family, all_attention_layers
 from ..tensors import ScoreTensor
 
 
@@ -28,11 +28,18 @@ def dense_layers(model: nn.Module) -> dict[str, tuple[nn.Module, Family]]:
     """
     if any(isinstance(m, CollabAttention) for m in model.modules()):
         raise FamilyError("the model is compressed already; start from the original")
-    layers = {name: (module, family) for name, module, family in attention_layers(model)}
-    if not layers:
-        known = ", ".join(sorted({t for family in FAMILIES.values() for t in family.model_types}))
+    found = list(all_attention_layers(model))
+    layers = {name: (module, row) for name, module, row in found if row.refusal(module) is None}
+    if not layers and found:
+        name, module, row = found[0]
         raise FamilyError(
-            f"{type(model).__name__} has no attention layer that collab_hf knows; it knows {known}"
+            f"queries and keys of {type(model).__name__} can't be compressed: {row.refusal(module)} "
+            f"({type(module).__name__}, {name})"
+        )
+    if not layers:
+        raise FamilyError(
+            f"{type(model).__name__} has no attention layer that collab_hf knows; `collab-hf families` lists "
+            "the models that have"
         )
     return layers
 

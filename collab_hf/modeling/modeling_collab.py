@@ -7,8 +7,6 @@ load with `trust_remote_code=True` where collab_hf is not installed. It imports 
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,7 +25,7 @@ from .attention import CollabAttention
 from .configuration_collab import FORMAT, config_class
 from .conversion import convert_
 from .errors import CheckpointError, ConfigError
-from .families import FAMILIES, attention_layers, relative_name
+from .families import attention_layers, find_host, relative_name
 from .mixing import SelectionMixing
 from .plan import LayerPlan
 
@@ -47,8 +45,10 @@ class _CollabModel:
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)  # type: ignore[misc]
-        if isinstance(module, CollabAttention):
+        converted = isinstance(module, CollabAttention)
+        if not (converted and module.collab_family.lacks_key(module)):  # T5, CLIP initialise k by name
+            super()._init_weights(module)  # type: ignore[misc]
+        if converted:
             std = getattr(self.config, "initializer_range", 0.02)  # type: ignore[attr-defined]
             for name, parameter in module.mixing.named_parameters():
                 if name == "bias":
@@ -150,18 +150,11 @@ def __getattr__(name: str) -> type[PreTrainedModel]:
     """Resolve `CollabBertModel` and the like, as `auto_map` and pickles name them."""
     host = name.removeprefix("Collab")
     if name.startswith("Collab"):
-        for module in _modules_of_hosts():
-            base = getattr(module, host, None)
-            if isinstance(base, type) and issubclass(base, PreTrainedModel):
-                return model_class(base)
+        # Parts of models, such as Dinov2Encoder, are not at the top.
+        base = getattr(transformers, host, None) or find_host(host)
+        if isinstance(base, type) and issubclass(base, PreTrainedModel):
+            return model_class(base)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def _modules_of_hosts() -> Iterator[Any]:
-    """Where transformers' model classes are: parts of models, such as Dinov2Encoder, are not at the top."""
-    yield transformers
-    for model_type in dict.fromkeys(t for family in FAMILIES.values() for t in family.model_types):
-        yield importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
 
 
 def auto_map(model_type: str) -> dict[str, str]:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..errors import FamilyError
 from ..host.watch import LayerCall, watch_layers
-from ..modeling.families import FAMILIES
+from ..modeling.families import family_of
 from ..parts.query_key.graft import factor_parameters, graft_, read_factors
 from ..tensors.factors import SharedFactors
 
@@ -138,8 +139,10 @@ def recorded(
 
 def _next_group(names: list[str], layers: Mapping[str, nn.Module]) -> tuple[list[str], list[str]]:
     """As many of the first layers as the cache holds, and the others."""
-    family = FAMILIES[type(layers[names[0]]).__name__]
-    width = 2 * family.projection(layers[names[0]], "query").in_features  # inputs and outputs
+    family = family_of(layers[names[0]])
+    if family is None:
+        raise FamilyError(f"{names[0]} is no attention layer that collab_hf knows")
+    width = 2 * family.shape(layers[names[0]]).query_size  # inputs and outputs
     count = max(1, _CACHE_BYTES // (4 * width * _MOST_TOKENS))
     return names[:count], names[count:]
 

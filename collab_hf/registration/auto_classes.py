@@ -39,8 +39,8 @@ class _RegisteredConfigs(UserDict[str, Any]):
     def __init__(self, hosts: Any, registered: Any) -> None:
         self._hosts = hosts
         super().__init__(registered)
-        for family in FAMILIES.values():
-            self.data.update({_PREFIX + model_type: None for model_type in family.model_types})
+        # Of every host: which of them have attention that is known takes their model files to tell.
+        self.data.update({_PREFIX + model_type: None for model_type in hosts._mapping})
 
     def __getitem__(self, model_type: str) -> Any:
         if self.data[model_type] is None:

@@ -137,5 +137,4 @@ def layer_report(
 
 def qk_parameters(module: nn.Module, family: Family) -> int:
     """Weights and biases of a dense module's query and key projections."""
-    projections = (family.projection(module, "query"), family.projection(module, "key"))
-    return sum(p.numel() for projection in projections for p in projection.parameters())
+    return family.shape(module).dense_parameters

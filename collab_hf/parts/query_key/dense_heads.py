@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...modeling.attention import CollabAttention
+from ...modeling.conversion import put_together_
 from ...modeling.errors import RankError
 from ...modeling.families import Family
 from ...tensors.factors import SharedFactors
@@ -42,27 +43,22 @@ def replaced(
 
 @contextmanager
 def _replaced_layer(module: nn.Module, family: Family, factors: SharedFactors) -> Iterator[None]:
-    query, key = family.projection(module, "query"), family.projection(module, "key")
     head_dim = family.shape(module).head_dim
 
-    def dense(shared: Tensor, maps: Tensor, like: Tensor) -> nn.Parameter:
+    def dense(shared: Tensor, maps: Tensor) -> Tensor:
         # (D, R) (H, R, w) -> (H * d, D), zeros beyond the score width
         weight = torch.nn.functional.pad((shared @ maps.to(shared)).mT, (0, 0, 0, head_dim - maps.shape[2]))
-        return nn.Parameter(weight.flatten(0, 1).to(like), requires_grad=False)
+        return weight.flatten(0, 1)
 
-    before = query.weight, query.bias, key.weight
-    mixing = factors.mixing
-    with torch.no_grad():
-        bias = mixing.bias
-        if bias is not None:
-            padded = torch.nn.functional.pad(bias, (0, head_dim - bias.shape[1])).flatten()
-            query.bias = nn.Parameter(padded.to(query.weight), requires_grad=False)
-        query.weight = dense(factors.shared_query, mixing.query_maps(), before[0])
-        key.weight = dense(factors.shared_key, mixing.key_maps(), before[2])
+    mixing, bias = factors.mixing, factors.mixing.bias
+    if bias is not None:
+        bias = torch.nn.functional.pad(bias, (0, head_dim - bias.shape[1])).flatten()
+    queries = dense(factors.shared_query, mixing.query_maps())
+    restore = family.swap_heads_(module, queries, bias, dense(factors.shared_key, mixing.key_maps()))
     try:
         yield
     finally:
-        query.weight, query.bias, key.weight = before
+        restore()
 
 
 # Relative size of what head_dim dimensions can't hold, up to which a form counts as exact: float32
@@ -82,7 +78,7 @@ class DenseHeads:
 def dense_factors(module: CollabAttention, name: str, nearest: bool) -> DenseHeads:
     """Per-head factors of head_dim columns, in float64 unless nothing has to be computed."""
     family, plan, mixing = module.collab_family, module.collab_plan, module.mixing
-    head_dim = getattr(module, family.head_dim)
+    head_dim = family.width(module)
     with torch.no_grad():
         # (R, D)^T P_h: a selection or identity keeps every bit, also in float64 and back
         shared_query = family.projection(module, "query").weight.double().T
@@ -165,6 +161,7 @@ def install_dense_(module: CollabAttention, dense: DenseHeads) -> None:
         _add_value_bias_(module)
     del module.mixing, module.collab_plan
     module.__class__ = type(module).__bases__[1]
+    put_together_(module)
 
 
 def _add_value_bias_(module: CollabAttention) -> None:

@@ -1,0 +1,333 @@
+"""The attention classes of transformers that collab_hf knows, one row each.
+
+This file ships with saved checkpoints: it imports siblings alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from .families_row import Family
+
+_ROTARY = "its queries and keys are turned by their positions (rotary embeddings)"
+_RELATIVE = "its scores hold terms of queries and keys with relative positions"
+
+
+def _rows(row: Family, suffix: str, hosts: dict[str, str], **changes: Any) -> dict[str, Family]:
+    """A row for each class: prefix of its name by model type."""
+    row = replace(row, **changes)
+    return {prefix + suffix: replace(row, model_types=(kind,)) for kind, prefix in hosts.items()}
+
+
+# --- the contracts that classes share
+
+BERT = Family(gain="..output.LayerNorm.weight")
+_BERT_CROSS = replace(BERT, cross=True, source="encoder_hidden_states")
+# As BERT's, with its dropout's probability beside it and no cache.
+LAYOUT = replace(BERT, dropout="attention_dropout")
+_BY_HAND = replace(BERT, source="encoder_hidden_states", scaling=None)
+VIT = Family(
+    query="q_proj",
+    key="k_proj",
+    value="v_proj",
+    output="o_proj",
+    head_dim="head_dim",
+    dropout="attention_dropout",
+    ending="linear",
+)
+DPT = Family(dropout="dropout_prob")
+CLIP = replace(VIT, output="out_proj", num_heads="num_heads", dropout="dropout", scaling="scale")
+BART = replace(CLIP, scaling="scaling", source="key_value_states")
+OPT = replace(BART, source=None)
+_POST_NORM = "..{}_layer_norm.weight"
+T5 = Family(
+    query="q",
+    key="k",
+    value="v",
+    output="o",
+    num_heads="n_heads",
+    head_dim="key_value_proj_dim",
+    ending="linear",
+    source="key_value_states",
+    mask="mask",
+    bias="buckets",
+    results="t5",
+)
+GPT2 = Family(
+    query="c_attn:0/3",
+    key="c_attn:1/3",
+    value="c_attn:2/3",
+    output="c_proj",
+    num_heads="num_heads",
+    head_dim="head_dim",
+    dropout="attn_dropout",
+    ending="dropout",
+    source="encoder_hidden_states",
+    source_mask="encoder_attention_mask",
+    crossing=(("query", "q_attn"), ("key", "c_attn:0/2"), ("value", "c_attn:1/2"), ("cross", True)),
+)
+LLAMA = replace(
+    VIT,
+    num_heads="config.num_attention_heads",
+    num_key_value_heads="config.num_key_value_heads",
+    refuses=_ROTARY,
+)
+
+_BERT_LIKE = {
+    "bert": "Bert",
+    "bert-generation": "BertGeneration",
+    "bridgetower": "BridgeTower",
+    "camembert": "Camembert",
+    "data2vec-text": "Data2VecText",
+    "electra": "Electra",
+    "ernie": "Ernie",
+    "roberta": "Roberta",
+    "roc_bert": "RoCBert",
+    "xlm-roberta": "XLMRoberta",
+}
+# The same attention, with the LayerNorm before it.
+_BERT_LIKE_PRE_NORM = {
+    "roberta-prelayernorm": "RobertaPreLayerNorm",
+    "xlm-roberta-xl": "XLMRobertaXL",
+    "xmod": "Xmod",
+}
+
+FAMILIES: dict[str, Family] = {
+    # --- text encoders
+    **_rows(BERT, "SelfAttention", _BERT_LIKE),
+    **_rows(_BERT_CROSS, "CrossAttention", _BERT_LIKE),
+    **_rows(BERT, "SelfAttention", _BERT_LIKE_PRE_NORM, gain=None),
+    **_rows(_BERT_CROSS, "CrossAttention", _BERT_LIKE_PRE_NORM, gain=None),
+    **_rows(
+        LAYOUT,
+        "SelfAttention",
+        {
+            "align": "AlignText",
+            "altclip": "AltRoberta",
+            "chinese_clip": "ChineseCLIPText",
+            "clap": "ClapText",
+            "layoutlm": "LayoutLM",
+            "markuplm": "MarkupLM",
+            "splinter": "Splinter",
+        },
+    ),
+    **_rows(_BY_HAND, "SelfAttention", {"rembert": "RemBert"}),
+    **_rows(_BY_HAND, "SelfAttention", {"megatron-bert": "MegatronBert"}, gain=None),
+    **_rows(BERT, "SelfAttention", {"layoutlmv3": "LayoutLMv3"}, scaling=None, bias="spatial"),
+    "AlbertAttention": replace(
+        BERT,
+        model_types=("albert",),
+        dropout="attention_dropout",
+        ending="albert",
+        output="dense",
+        gain="LayerNorm.weight",
+    ),
+    "DistilBertSelfAttention": Family(
+        ("distilbert",),
+        query="q_lin",
+        key="k_lin",
+        value="v_lin",
+        output="out_lin",
+        num_heads="n_heads",
+        ending="linear",
+        gain="..sa_layer_norm.weight",
+    ),
+    "MPNetSelfAttention": Family(
+        ("mpnet",),
+        query="q",
+        key="k",
+        value="v",
+        output="o",
+        scaling=None,
+        ending="linear",
+        gain="..LayerNorm.weight",
+        bias="given",
+        results="listed",
+    ),
+    "MobileBertSelfAttention": replace(
+        BERT, model_types=("mobilebert",), cross=True, source="key_tensor", value_source="value_tensor"
+    ),
+    "EsmSelfAttention": replace(
+        BERT,
+        model_types=("esm",),
+        gain=None,
+        scaling=None,
+        source="encoder_hidden_states",
+        source_mask="encoder_attention_mask",
+        refuses=_ROTARY,
+        refuses_if="position_embedding_type",
+        refuses_value="rotary",
+    ),
+    # --- images, sound
+    **_rows(
+        VIT,
+        "Attention",
+        {
+            "audio-spectrogram-transformer": "AST",
+            "beit": "Beit",
+            "deit": "DeiT",
+            "ijepa": "IJepa",
+            "vit": "ViT",
+            "vit_mae": "ViTMAE",
+            "vit_msn": "ViTMSN",
+            "vivit": "Vivit",
+        },
+    ),
+    **_rows(
+        VIT,
+        "Attention",
+        {"dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters"},
+        gain="..layer_scale1.lambda1",
+    ),
+    **_rows(
+        DPT,
+        "SelfAttention",
+        {"dpt": "DPT", "videomae": "VideoMAE", "vitpose_backbone": "VitPoseBackbone", "yolos": "Yolos"},
+    ),
+    **_rows(
+        BERT,
+        "SelfAttention",
+        {"data2vec-vision": "Data2VecVision"},
+        gain=None,
+        scaling=None,
+        bias="window",
+        results="listed",
+    ),
+    **_rows(
+        OPT,
+        "Attention",
+        {
+            "data2vec-audio": "Data2VecAudio",
+            "hubert": "Hubert",
+            "sew": "SEW",
+            "unispeech": "UniSpeech",
+            "unispeech-sat": "UniSpeechSat",
+            "wav2vec2": "Wav2Vec2",
+        },
+    ),
+    "Data2VecVisionSdpaSelfAttention": replace(
+        BERT, model_types=("data2vec-vision",), gain=None, scaling=None, bias="window"
+    ),
+    "WavLMAttention": replace(
+        OPT, model_types=("wavlm",), refuses="its scores are gated by relative positions and queries"
+    ),
+    # --- two towers
+    **_rows(
+        CLIP,
+        "Attention",
+        {
+            "altclip": "AltCLIP",
+            "clip": "CLIP",
+            "clipseg": "CLIPSeg",
+            "metaclip_2": "MetaClip2",
+            "siglip": "Siglip",
+            "siglip2": "Siglip2",
+            "xclip": "XCLIP",
+        },
+    ),
+    **_rows(CLIP, "Attention", {"chinese_clip": "ChineseCLIPVision"}),
+    # --- encoder and decoder
+    **_rows(
+        BART,
+        "Attention",
+        {"bart": "Bart", "blenderbot-small": "BlenderbotSmall", "marian": "Marian", "plbart": "PLBart"},
+        gain=_POST_NORM,
+    ),
+    **_rows(
+        BART,
+        "Attention",
+        {
+            "blenderbot": "Blenderbot",
+            "m2m_100": "M2M100",
+            "mbart": "MBart",
+            "nllb-moe": "NllbMoe",
+            "pegasus": "Pegasus",
+            "pegasus_x": "PegasusX",
+            "speech_to_text": "Speech2Text",
+            "trocr": "TrOCR",
+            "whisper": "Whisper",
+        },
+    ),
+    **_rows(
+        T5,
+        "Attention",
+        {
+            "longt5": "LongT5",
+            "mt5": "MT5",
+            "pop2piano": "Pop2Piano",
+            "switch_transformers": "SwitchTransformers",
+            "t5": "T5",
+            "udop": "Udop",
+        },
+    ),
+    "UMT5Attention": replace(
+        T5,
+        model_types=("umt5",),
+        source="encoder_hidden_states",
+        mask="attention_mask",
+        results="pair",
+    ),
+    # --- decoders
+    **_rows(GPT2, "Attention", {"gpt2": "GPT2"}),
+    **_rows(OPT, "Attention", {"opt": "OPT"}),
+    **_rows(BART, "Attention", {"biogpt": "BioGpt", "xglm": "XGLM"}),
+    "GPTNeoSelfAttention": replace(
+        OPT,
+        model_types=("gpt_neo",),
+        dropout="attn_dropout",
+        scaling=1.0,
+        ending="dropout",
+        cache="layer_past",
+        layer_index="layer_id",
+        bias="local",
+    ),
+    # --- what keeps its queries and keys
+    **_rows(
+        LLAMA,
+        "Attention",
+        {
+            "cohere": "Cohere",
+            "gemma": "Gemma",
+            "gemma2": "Gemma2",
+            "gemma3_text": "Gemma3",
+            "granite": "Granite",
+            "llama": "Llama",
+            "mistral": "Mistral",
+            "olmo": "Olmo",
+            "olmo2": "Olmo2",
+            "qwen2": "Qwen2",
+            "qwen3": "Qwen3",
+            "smollm3": "SmolLM3",
+        },
+    ),
+    **_rows(LLAMA, "Attention", {"nomic_bert": "NomicBert"}, num_key_value_heads=None),
+    **_rows(
+        VIT, "Attention", {"dinov3_vit": "DINOv3ViT"}, num_heads="num_heads", dropout="dropout", refuses=_ROTARY
+    ),
+    "ModernBertAttention": replace(
+        VIT,
+        model_types=("modernbert",),
+        query="Wqkv:0/3",
+        key="Wqkv:1/3",
+        value="Wqkv:2/3",
+        output="Wo",
+        num_heads="config.num_attention_heads",
+        refuses=_ROTARY,
+    ),
+    "RoFormerSelfAttention": replace(
+        BERT, model_types=("roformer",), source="encoder_hidden_states", refuses=_ROTARY
+    ),
+    # Named by its module too, as two have the name. The first's one projection interleaves the heads.
+    "deberta.DisentangledSelfAttention": replace(
+        BERT, model_types=("deberta",), query="", key="", value="", refuses=_RELATIVE
+    ),
+    "DisentangledSelfAttention": replace(
+        BERT,
+        model_types=("deberta-v2",),
+        query="query_proj",
+        key="key_proj",
+        value="value_proj",
+        refuses=_RELATIVE,
+    ),
+}

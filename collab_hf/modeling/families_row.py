@@ -1,0 +1,280 @@
+"""What one row of the tables of host classes says, and how a module is read by it.
+
+This file ships with saved checkpoints: it imports torch and transformers alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from .errors import ConfigError
+from .plan import AttentionShape
+
+Role = Literal["query", "key", "value"]
+
+# Names of the projections that a conversion makes of a fused one.
+_APART: dict[Role, str] = {"query": "q_proj", "key": "k_proj", "value": "v_proj"}
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A projection of a host's: a Linear or Conv1D, or one of several equal parts of its outputs.
+
+    Attributes:
+        module: the module that holds it.
+        index: which part, from 0.
+        parts: how many there are.
+    """
+
+    module: Any
+    index: int = 0
+    parts: int = 1
+
+    @property
+    def weight(self) -> Tensor:
+        """(outputs, inputs), a view of the module's."""
+        weight: Tensor = self.module.weight
+        return self._part(weight.t() if isinstance(self.module, Conv1D) else weight)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(outputs,), a view of the module's."""
+        bias: Tensor | None = self.module.bias
+        return None if bias is None else self._part(bias)
+
+    def _part(self, tensor: Tensor) -> Tensor:
+        return tensor.chunk(self.parts)[self.index] if self.parts > 1 else tensor
+
+
+def slot_of(module: nn.Module, path: str) -> Slot:
+    """The projection that a row's path leads to.
+
+    Args:
+        module: where the path starts.
+        path: attributes, joined by dots; `c_attn:0/3` is the first of three equal parts of c_attn's outputs.
+
+    Returns:
+        Where its weights are.
+    """
+    name, _, part = path.partition(":")
+    index, _, parts = (part or "0/1").partition("/")
+    return Slot(attrgetter(name)(module), int(index), int(parts))
+
+
+@dataclass(frozen=True)
+class Family:
+    """Names of one host attention class's attributes, and of its forward's arguments.
+
+    Paths lead from the attention module down; `..` in front leads to the module around it first. `c_attn:0/3`
+    is the first of three equal parts of the outputs of c_attn.
+
+    Args:
+        model_types: transformers' `config.model_type` of the models that use the class.
+        query: the query projection, an nn.Linear, or Conv1D where it is part of one; likewise key and value.
+        key: the key projection.
+        value: the value projection.
+        output: path of the output projection, which reads all heads side by side.
+        num_heads: number of heads.
+        num_key_value_heads: number of heads of keys and values where several queries share one; else None.
+        head_dim: width of one head.
+        dropout: dropout of the attention weights, an nn.Dropout or a float.
+        scaling: factor of the scores: an attribute, a number, or None for head_dim ** -0.5.
+        ending: what forward does after the attention: `none`, `linear` (the output projection), `dropout`
+            (output projection and `resid_dropout`), or `albert` (output projection, dropout, residual,
+            LayerNorm).
+        gain: path of the vector that scales the output's dimensions before the next layer reads them (of a
+            LayerNorm behind it, or of a layer scale); None where there is none. `{}` in it stands for the
+            name that the layer around has for the module.
+        cross: the keys come from another sequence.
+        source: forward's argument with that sequence; None where the class has self-attention alone.
+        value_source: forward's argument that the values come from, where it is not the keys'.
+        mask: forward's argument with the mask.
+        source_mask: forward's argument with the mask for `source`, where it is another one.
+        cache: forward's argument with the cache.
+        layer_index: the layer's number in the cache.
+        bias: name in `position_bias.BIASES` of what the class adds to the scores; None for nothing.
+        results: what forward gives: `pair` of output and weights, `listed` (weights where asked for), or
+            `t5` (the position bias between them).
+        refuses: why queries and keys of the class can't be compressed; None where they can.
+        refuses_if: an attribute that is `refuses_value` where they can't; None for always.
+        refuses_value: its value then.
+        crossing: fields, with their values, of a module whose attribute `is_cross_attention` is true.
+    """
+
+    model_types: tuple[str, ...] = ()
+    query: str = "query"
+    key: str = "key"
+    value: str = "value"
+    output: str = "..output.dense"
+    num_heads: str = "num_attention_heads"
+    num_key_value_heads: str | None = None
+    head_dim: str = "attention_head_size"
+    dropout: str = "dropout"
+    scaling: str | float | None = "scaling"
+    ending: Literal["none", "linear", "dropout", "albert"] = "none"
+    gain: str | None = None
+    cross: bool = False
+    source: str | None = None
+    value_source: str | None = None
+    mask: str = "attention_mask"
+    source_mask: str | None = None
+    cache: str = "past_key_values"
+    layer_index: str = "layer_idx"
+    bias: str | None = None
+    results: Literal["pair", "listed", "t5"] = "pair"
+    refuses: str | None = None
+    refuses_if: str | None = None
+    refuses_value: Any = True
+    crossing: tuple[tuple[str, Any], ...] = ()
+
+    def refusal(self, module: nn.Module) -> str | None:
+        """Why a module's queries and keys can't be compressed.
+
+        Args:
+            module: of this family.
+
+        Returns:
+            The reason, or None where they can.
+        """
+        if self.refuses_if is None or attrgetter(self.refuses_if)(module) == self.refuses_value:
+            return self.refuses
+        return None
+
+    def shape(self, module: nn.Module) -> AttentionShape:
+        """Sizes of an attention module of this family, dense or converted."""
+        query = self.slot(module, "query")
+        key = query if self.lacks_key(module) else self.slot(module, "key")
+        biases = sum(slot.bias.numel() for slot in (query, key) if slot.bias is not None)
+        sizes = query.weight.shape[1], key.weight.shape[1]
+        return AttentionShape(*sizes, self.heads(module), self.width(module), biases, self.cross)
+
+    def heads(self, module: nn.Module) -> int:
+        """Number of heads."""
+        return int(attrgetter(self.num_heads)(module))
+
+    def key_value_heads(self, module: nn.Module) -> int:
+        """Number of heads of keys and values."""
+        return int(attrgetter(self.num_key_value_heads or self.num_heads)(module))
+
+    def width(self, module: nn.Module) -> int:
+        """Width of one head."""
+        return int(attrgetter(self.head_dim)(module))
+
+    def scale(self, module: nn.Module) -> float:
+        """The host's own factor of the scores."""
+        if isinstance(self.scaling, str):
+            return float(attrgetter(self.scaling)(module))
+        return float(self.width(module) ** -0.5 if self.scaling is None else self.scaling)
+
+    def slot(self, module: nn.Module, role: Role) -> Slot:
+        """Where the weights of a role's projection are; there is none for the key where `lacks_key`."""
+        apart = _APART[role]
+        return slot_of(module, apart if self.is_fused and hasattr(module, apart) else getattr(self, role))
+
+    def projection(self, module: nn.Module, role: Role) -> nn.Linear:
+        """The module's own projection for a role; there is none for the key where `lacks_key`.
+
+        Raises:
+            ConfigError: it is part of another module, which only a conversion takes apart.
+        """
+        slot = self.slot(module, role)
+        if slot.parts > 1:
+            raise ConfigError(f"the {role} of {type(module).__name__} is part of another projection")
+        linear: nn.Linear = slot.module
+        return linear
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether query, key and value are parts of one projection."""
+        return ":" in self.key
+
+    def taken_apart(self) -> Family:
+        """The row of a converted module: its projections are modules of their own."""
+        return replace(self, **_APART) if self.is_fused else self  # type: ignore[arg-type]
+
+    def lacks_key(self, module: nn.Module) -> bool:
+        """Whether the keys of a converted module come from its query projection alone."""
+        return not self.is_fused and getattr(module, self.key) is None
+
+    def head_factors(self, module: nn.Module) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Per-head factors of a dense attention module, views of its weights.
+
+        Args:
+            module: a dense attention module of this family.
+
+        Returns:
+            W_Q (num_heads, query_size, head_dim), W_K (num_heads, key_size, head_dim), and the query bias
+            (num_heads, head_dim) or None.
+        """
+        heads, width = self.heads(module), self.width(module)
+        query, key = self.slot(module, "query"), self.slot(module, "key")
+
+        def split(weight: Tensor) -> Tensor:
+            return weight.detach().unflatten(0, (heads, width)).transpose(1, 2)
+
+        bias = None if query.bias is None else query.bias.detach().view(heads, width)
+        return split(query.weight), split(key.weight), bias
+
+    def swap_heads_(
+        self, module: nn.Module, query: Tensor, bias: Tensor | None, key: Tensor
+    ) -> Callable[[], None]:
+        """Give a dense module other query and key weights for a while.
+
+        Args:
+            module: a dense attention module of this family.
+            query: (num_heads * head_dim, query_size).
+            bias: of the queries, (num_heads * head_dim,); None leaves the module's.
+            key: (num_heads * head_dim, key_size).
+
+        Returns:
+            A function that puts the module's own parameters back.
+        """
+        slots = {"query": (query, bias), "key": (key, None)}
+        modules = {id(m): m for m in (self.slot(module, role).module for role in ("query", "key"))}  # type: ignore[arg-type]
+        before = [(m, m.weight, m.bias) for m in modules.values()]
+        for m, weight, old in before:
+            m.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+            m.bias = None if old is None else nn.Parameter(old.detach().clone(), requires_grad=False)
+        for role, (weight, given) in slots.items():
+            slot = self.slot(module, role)  # type: ignore[arg-type]
+            slot.weight.data.copy_(weight)
+            if given is not None and slot.bias is None:
+                slot.module.bias = nn.Parameter(given.to(weight), requires_grad=False)
+            elif given is not None:
+                slot.bias.data.copy_(given)  # type: ignore[union-attr]
+
+        def restore() -> None:
+            for m, weight, old in before:
+                m.weight, m.bias = weight, old
+
+        return restore
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """Names of one host feed-forward's attributes.
+
+    It computes down(activation(up(x))), or down(activation(gate(x)) * up(x)).
+
+    Paths lead from the module that holds the projections down; `..` in front leads to the one around it.
+    `Wi:0/2` is the first half of the outputs of Wi.
+
+    Args:
+        up: the projection to the neurons, an nn.Linear or Conv1D, or part of one.
+        down: the projection back, which reads the neurons.
+        gate: the projection that the activation is applied to; None where there is none.
+        gain: as for `Family`.
+        model_types: as for `Family`.
+    """
+
+    up: str
+    down: str
+    gate: str | None = None
+    gain: str | None = None
+    model_types: tuple[str, ...] = ()
