@@ -18,22 +18,14 @@ def adopt_(model: PreTrainedModel, plans: dict[str, LayerPlan]) -> None:
         model: a transformers model; its inner models are adopted too.
         plans: plan by the layer's name relative to the base model, written into the config.
     """
+    adopt_configs_(model)
     for inner in [m for m in model.modules() if isinstance(m, PreTrainedModel)]:
-        inner.__class__ = model_class(type(inner))
-        # The registry of outputs that can be recorded goes by class.
-        _CAN_RECORD_REGISTRY[inner] = inner._can_record_outputs
-        _forget_renaming(inner)
-        config = inner.config
-        if not isinstance(config, _config_class_of(type(inner))):
-            base_type = config.model_type
-            config.__class__ = config_class(type(config))
-            config.collab = {
-                "format": FORMAT,
-                "layers": {name: plan.to_dict() for name, plan in plans.items()},
-            }
-            config.auto_map = auto_map(base_type)
-            if configuration_collab.on_config is not None:
-                configuration_collab.on_config(type(config).__mro__[1])
+        # A tower whose layers all stay dense stays the host's.
+        if hasattr(inner.config, "collab"):
+            inner.__class__ = model_class(type(inner))
+            # The registry of outputs that can be recorded goes by class.
+            _CAN_RECORD_REGISTRY[inner] = inner._can_record_outputs
+            _forget_renaming(inner)
 
 
 def disown_(model: PreTrainedModel) -> None:

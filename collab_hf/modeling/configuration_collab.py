@@ -26,6 +26,7 @@ on_config: Callable[[type[PreTrainedConfig]], None] | None = None
 # Set by the package to publish a model with its own card; without it transformers publishes as ever.
 on_push: Callable[..., str] | None = None
 
+_PREFIX = "collab_"
 _CLASSES: dict[str, type[PreTrainedConfig]] = {}
 
 
@@ -46,6 +47,9 @@ def config_class(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
                 on_config(base)
             base.__post_init__(self, **kwargs)
 
+        def to_dict(self: Any) -> dict[str, Any]:
+            return _with_plain_parts(base.to_dict(self))
+
         members = {
             "__annotations__": {"collab": "dict | None"},
             "__doc__": base.__doc__,
@@ -54,10 +58,25 @@ def config_class(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
             "__qualname__": name,
             "_auto_class": "AutoConfig",
             "collab": None,
-            "model_type": "collab_" + base.model_type,
+            "model_type": _PREFIX + base.model_type,
+            "to_dict": to_dict,
         }
         _CLASSES[name] = type(name, (base,), members)
     return _CLASSES[name]
+
+
+def _with_plain_parts(settings: dict[str, Any]) -> dict[str, Any]:
+    """A config's settings with the host's own configs inside: the outer one alone has the layers' forms.
+
+    A host builds its parts from its config before any layer is converted.
+    """
+    for value in settings.values():
+        kind = value.get("model_type") if isinstance(value, dict) else None
+        if isinstance(kind, str) and kind.startswith(_PREFIX):
+            value["model_type"] = kind.removeprefix(_PREFIX)
+            for name in ("collab", "auto_map"):
+                value.pop(name, None)
+    return settings
 
 
 def __getattr__(name: str) -> type[PreTrainedConfig]:

@@ -42,13 +42,13 @@ class _CollabModel:
         for attention in [m for m in self.modules() if isinstance(m, CollabAttention)]:  # type: ignore[attr-defined]
             for module in attention.modules():
                 self._init_weights(module)
+        adopt_configs_(self)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        converted = isinstance(module, CollabAttention)
-        if not (converted and module.collab_family.lacks_key(module)):  # T5, CLIP initialise k by name
+        if not isinstance(module, CollabAttention):
             super()._init_weights(module)  # type: ignore[misc]
-        if converted:
+        else:  # hosts name projections and biases here that are gone; their modules come one by one
             std = getattr(self.config, "initializer_range", 0.02)  # type: ignore[attr-defined]
             for name, parameter in module.mixing.named_parameters():
                 if name == "bias":
@@ -219,6 +219,33 @@ def apply_plans_(model: PreTrainedModel, plans: dict[str, LayerPlan]) -> None:
         convert_(module, plan)
     if plans:
         _forget_renaming(model)
+
+
+def adopt_configs_(model: PreTrainedModel) -> None:
+    """Give a converted model, and the models inside that have configs of their own, collaborative configs.
+
+    Args:
+        model: a transformers model whose layers are converted. Each config has the plans of the layers in its
+            own model, by names relative to that.
+    """
+    seen: dict[int, PreTrainedConfig] = {}
+    for inner in [m for m in model.modules() if isinstance(m, PreTrainedModel)]:
+        config = inner.config
+        plans = {
+            relative_name(inner, name): module.collab_plan.to_dict()
+            for name, module in inner.named_modules()
+            if isinstance(module, CollabAttention)
+        }
+        is_ours = type(config).model_type.startswith("collab_")
+        if id(config) in seen or is_ours or not plans:
+            continue
+        seen[id(config)] = config
+        base = type(config)
+        config.__class__ = config_class(base)
+        config.collab = {"format": FORMAT, "layers": plans}
+        config.auto_map = auto_map(base.model_type)
+        if configuration_collab.on_config is not None:
+            configuration_collab.on_config(base)
 
 
 def _forget_renaming(model: PreTrainedModel) -> None:
