@@ -9,7 +9,8 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 from .modeling.errors import ConfigError, RankError
-from .modeling.plan import METHODS, ContentBias
+from .modeling.forms import FORMS
+from .modeling.plan import ContentBias
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class CollabConfig:
         ConfigError: unknown values, or settings that contradict each other.
     """
 
-    method: Literal["auto", "cp", "tucker", "svd", "copy"] = "auto"
+    method: str = "auto"
     rank: int | None = None
     query_rank: int | None = None
     key_rank: int | None = None
@@ -75,8 +76,8 @@ class CollabConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings that contradict each other."""
-        if self.method not in ("auto", *METHODS):
-            raise ConfigError(f"method must be one of auto, {', '.join(METHODS)}, got {self.method!r}")
+        if self.method not in ("auto", *FORMS):
+            raise ConfigError(f"method must be one of auto, {', '.join(FORMS)}, got {self.method!r}")
         if self.content_bias not in ("auto", *get_args(ContentBias)):
             raise ConfigError(f"content_bias must be auto, exact or folded, got {self.content_bias!r}")
         if self.precision not in ("float64", "float32"):
@@ -112,6 +113,11 @@ class CollabConfig:
             raise ConfigError("tied goes with neither key_groups nor head_rank")
         if (self.query_rank is None) != (self.key_rank is None):
             raise ConfigError("query_rank and key_rank are given together or not at all")
+
+    @property
+    def exact(self) -> bool:
+        """Whether every layer's form equals the dense one, so that no data is needed."""
+        return not self.layers and self.method in FORMS and FORMS[self.method].exact
 
     def for_layer(self, name: str) -> CollabConfig | None:
         """The settings of one layer: the last pattern in `layers` that matches its name wins.
@@ -198,8 +204,5 @@ _TARGETS = frozenset({"target_params", "target_flops", "max_loss"})
 _NO_RANKS: dict[str, Any] = {**_RANK_FIELDS, **dict.fromkeys((*_TARGETS, "budget"))}
 _FIELDS_OF_METHOD: dict[str, frozenset[str]] = {
     "auto": _TARGETS,
-    "cp": frozenset({"rank", "dims_per_head"}),
-    "tucker": frozenset(_RANK_FIELDS) - {"dims_per_head"},
-    "svd": frozenset({"rank"}),
-    "copy": frozenset(),
+    **{method: form.settings for method, form in FORMS.items()},
 }

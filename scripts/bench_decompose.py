@@ -28,9 +28,9 @@ from torch import Tensor
 
 from collab_hf import CollabConfig, compress_, load_model
 from collab_hf.cli.answers import table
-from collab_hf.modeling.families import attention_layers
+from collab_hf.host.sites import attention_sites
 from collab_hf.modeling.plan import LayerPlan
-from collab_hf.planning import score_tensor
+from collab_hf.parts.query_key.candidates import score_tensor
 from collab_hf.tensors import ScoreTensor, decompose
 
 SIZES = {"minilm": (12, 384, 32), "bert-base": (12, 768, 64), "bert-large": (16, 1024, 64)}
@@ -70,8 +70,8 @@ def layer_scores(size: str, checkpoint: Path | None) -> ScoreTensor:
         The score tensor, without content bias.
     """
     if size == "minilm" and checkpoint is not None:
-        name, module, family = list(attention_layers(load_model(checkpoint)))[3]
-        return score_tensor(module, family, name, CollabConfig()).without_bias()
+        site = list(attention_sites(load_model(checkpoint)).values())[3]
+        return score_tensor(site, CollabConfig()).without_bias()
     heads, hidden, head_dim = SIZES[size]
     generator = torch.Generator().manual_seed(0)
     spectrum = torch.arange(1, hidden + 1).pow(-0.5).view(1, -1, 1)
@@ -93,7 +93,7 @@ def solve(case: Case, scores: ScoreTensor) -> float:
         ||T - T^||_F / ||T||_F.
     """
     if case.solver == "ours":
-        plan = LayerPlan(case.method, case.rank, case.rank, case.rank)  # type: ignore[arg-type]
+        plan = LayerPlan(case.method, case.rank, case.rank, case.rank)
         precision: Any = case.precision
         sweeps = case.iterations or None
         return decompose(scores, plan, precision=precision, max_sweeps=sweeps).relative_error
@@ -125,9 +125,9 @@ def whole_model(case: Case) -> tuple[Callable[[], float], int]:
     model = BertModel(BertConfig()).eval()
     scores = layer_scores("bert-base", None)
     with torch.no_grad():
-        for _, module, _ in attention_layers(model):
+        for site in attention_sites(model).values():
             for name, weight in (("query", scores.query), ("key", scores.key)):
-                target = module.get_parameter(f"{name}.weight")
+                target = site.module.get_parameter(f"{name}.weight")
                 target.copy_(weight.permute(0, 2, 1).flatten(0, 1))
     settings: dict[str, Any] = {"rank": case.rank} if case.rank else {"budget": 0.25}
     config = CollabConfig(method=case.method, precision=case.precision, **settings)  # type: ignore[arg-type]

@@ -56,7 +56,7 @@ def run(
         "predicted_loss": report.predicted_loss,
         "measured_loss": report.measured_loss,
         "forms": [
-            f"{r.plan.form} {r.rank}x{r.plan.key_rank}/{r.plan.score_width}" if r.plan else "dense"
+            f"{r.plan.form_name} {r.rank}x{r.plan.key_rank}/{r.plan.score_width}" if r.plan else "dense"
             for r in report.layers
         ],
     }

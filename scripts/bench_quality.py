@@ -30,8 +30,8 @@ import typer
 from collab_hf import CollabConfig, collect_statistics, compress_, load_model
 from collab_hf.calibration.examples import load_batches
 from collab_hf.checkpoint.load import load_processor
+from collab_hf.host.sites import attention_sites
 from collab_hf.modeling.errors import RankError
-from collab_hf.modeling.families import attention_layers
 from collab_hf.tensors.moments import LayerStatistics
 from quality_tasks import Photographs, Sentences, Task
 
@@ -125,8 +125,7 @@ def measure(bench: Run, variant: Variant, budget: float) -> dict[str, Any]:
     settings = dict(variant.settings)
     data: Any = {"weights": None, "data": bench.statistics, "reconstructed": bench.batches}[variant.source]
     if "dims_per_head" in settings:
-        _, module, family = next(iter(attention_layers(bench.original)))
-        head_dim = family.shape(module).head_dim
+        head_dim = next(iter(attention_sites(bench.original).values())).shape.head_dim
         settings["dims_per_head"] = round(settings["dims_per_head"] * head_dim)
     model = copy.deepcopy(bench.original)
     start = time.process_time()
@@ -240,7 +239,7 @@ def main(
         raise typer.BadParameter(
             "give --stsb-train and --stsb-dev, or --images, --cifar-train and --cifar-dev"
         )
-    modules = {name: module for name, module, _ in attention_layers(original)}
+    modules = {name: site.module for name, site in attention_sites(original).items()}
     batches = list(batches)
     bench = Run(original, task, batches, collect_statistics(original, modules, batches), iterations)
     done.update(

@@ -137,7 +137,7 @@ def spearman(model: Path, stsb: Path | None) -> list[str]:
 
 def _form(layer: dict[str, Any]) -> str:
     """The layer's method, or `tied tucker`."""
-    return LayerPlan.from_dict(layer["plan"]).form if layer["plan"] else str(layer["method"])
+    return LayerPlan.from_dict(layer["plan"]).form_name if layer["plan"] else str(layer["method"])
 
 
 HEADER = ["method", "query/key parameters", "all parameters", "file size (MB)", "relative error", "agreement"]

@@ -16,7 +16,8 @@ from collab_hf.modeling.attention import CollabAttention
 from collab_hf.modeling.conversion import convert_
 from collab_hf.modeling.families import attention_layers
 from collab_hf.modeling.mixing import SelectionMixing
-from collab_hf.modeling.plan import AttentionShape, LayerPlan
+from collab_hf.modeling.plan import LayerPlan
+from collab_hf.modeling.shapes import AttentionShape
 
 LENGTHS = (16, 64, 128, 197, 256, 512, 1024)
 BATCHES = (1, 8, 32)

@@ -270,16 +270,21 @@ CASES: dict[str, Case] = {
     **{name: Case(head, _IMAGE, image) for name, head in _VITS.items()},
     "beit": Case("BeitModel", {**_IMAGE, "use_relative_position_bias": True}, image),
     "data2vec-vision": Case("Data2VecVisionModel", {**_IMAGE, "use_relative_position_bias": True}, image),
-    "vit_mae": Case(
-        "ViTMAEModel", {**_IMAGE, "mask_ratio": 0.5}, image_with_noise
-    ),
+    "vit_mae": Case("ViTMAEModel", {**_IMAGE, "mask_ratio": 0.5}, image_with_noise),
     "yolos": Case("YolosModel", {**_IMAGE, "image_size": [16, 16], "num_detection_tokens": 2}, image),
     "dpt": Case("DPTModel", _IMAGE, image),
     "videomae": Case("VideoMAEModel", {**_IMAGE, "num_frames": 4, "tubelet_size": 2}, video),
     "vivit": Case("VivitModel", {**_IMAGE, "num_frames": 4, "tubelet_size": [2, 4, 4]}, video),
     "audio-spectrogram-transformer": Case(
         "ASTModel",
-        {**_SIZES, "patch_size": 4, "frequency_stride": 4, "time_stride": 4, "max_length": 16, "num_mel_bins": 16},
+        {
+            **_SIZES,
+            "patch_size": 4,
+            "frequency_stride": 4,
+            "time_stride": 4,
+            "max_length": 16,
+            "num_mel_bins": 16,
+        },
         spectrogram_image,
     ),
     **{name: Case(head, _SPEECH, waves) for name, head in _SPEECHES.items()},
@@ -334,16 +339,29 @@ CASES: dict[str, Case] = {
     },
     "whisper": Case(
         "WhisperForConditionalGeneration",
-        {**_SEQ2SEQ, "num_mel_bins": 8, "max_source_positions": 8, "max_target_positions": 40,
-         "suppress_tokens": None, "begin_suppress_tokens": None},
+        {
+            **_SEQ2SEQ,
+            "num_mel_bins": 8,
+            "max_source_positions": 8,
+            "max_target_positions": 40,
+            "suppress_tokens": None,
+            "begin_suppress_tokens": None,
+        },
         spectrogram,
         generates=True,
         modules=6,
     ),
     "speech_to_text": Case(
         "Speech2TextForConditionalGeneration",
-        {**_SEQ2SEQ, "input_feat_per_channel": 8, "max_source_positions": 40, "max_target_positions": 40,
-         "conv_channels": 8, "num_conv_layers": 1, "conv_kernel_sizes": (3,)},
+        {
+            **_SEQ2SEQ,
+            "input_feat_per_channel": 8,
+            "max_source_positions": 40,
+            "max_target_positions": 40,
+            "conv_channels": 8,
+            "num_conv_layers": 1,
+            "conv_kernel_sizes": (3,),
+        },
         spectrogram_frames,
         generates=True,
         modules=6,
@@ -355,8 +373,13 @@ CASES: dict[str, Case] = {
     ),
     "gpt_neo": Case(
         "GPTNeoForCausalLM",
-        {**_TEXT, "num_heads": HEADS, "num_layers": LAYERS, "attention_types": [[["global", "local"], 1]],
-         "window_size": 3},
+        {
+            **_TEXT,
+            "num_heads": HEADS,
+            "num_layers": LAYERS,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 3,
+        },
         generates=True,
     ),
     "opt": Case(
@@ -367,7 +390,14 @@ CASES: dict[str, Case] = {
     "biogpt": Case("BioGptForCausalLM", _TEXT, generates=True),
     "xglm": Case(
         "XGLMForCausalLM",
-        {**_TEXT, "d_model": HIDDEN, "attention_heads": HEADS, "num_layers": LAYERS, "ffn_dim": 48, "init_std": 0.2},
+        {
+            **_TEXT,
+            "d_model": HIDDEN,
+            "attention_heads": HEADS,
+            "num_layers": LAYERS,
+            "ffn_dim": 48,
+            "init_std": 0.2,
+        },
         generates=True,
     ),
     "vision-encoder-decoder": Case(
@@ -378,8 +408,19 @@ CASES: dict[str, Case] = {
         modules=6,
         towers={
             "encoder": ("vit", _IMAGE),
-            "decoder": ("gpt2", {**_TEXT, "n_inner": 48, "n_embd": HIDDEN, "n_head": HEADS, "n_layer": LAYERS,
-                                 "n_positions": 40, "add_cross_attention": True, "is_decoder": True}),
+            "decoder": (
+                "gpt2",
+                {
+                    **_TEXT,
+                    "n_inner": 48,
+                    "n_embd": HIDDEN,
+                    "n_head": HEADS,
+                    "n_layer": LAYERS,
+                    "n_positions": 40,
+                    "add_cross_attention": True,
+                    "is_decoder": True,
+                },
+            ),
         },
     ),
     "encoder-decoder": Case(

@@ -10,8 +10,8 @@ from collab_hf.host.adoption import adopt_
 from collab_hf.modeling.attention import CollabAttention
 from collab_hf.modeling.families import attention_layers
 from collab_hf.modeling.mixing import SelectionMixing
-from collab_hf.modeling.modeling_collab import apply_plans_
 from collab_hf.modeling.plan import LayerPlan
+from collab_hf.modeling.plans import QUERY_KEY, apply_plans_
 from collab_hf.parts.query_key.graft import factor_parameters
 
 # Forms of the tiny models' layers (3 heads of 8, hidden size 24).
@@ -32,7 +32,7 @@ PLANS = {
 
 def make_collab_(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
     """Give every attention layer random factors of one form, in place; scores stay of the order of one."""
-    plans = {name: plan for name, _, _ in attention_layers(model)}
+    plans = {QUERY_KEY: {name: plan for name, _, _ in attention_layers(model)}}
     apply_plans_(model, plans)
     for module in model.modules():
         if isinstance(module, CollabAttention):

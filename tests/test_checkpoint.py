@@ -250,7 +250,7 @@ def test_a_factor_that_does_not_fit_is_named(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "collab format 2, newer than 1; update collab_hf"),
+        ({"format": 3}, "collab format 3, newer than 2; update collab_hf"),
         (
             {"layers": {"encoder.layer.9.attention.self": {}}},
             "cannot read the collab settings of encoder.layer.9",

@@ -23,7 +23,17 @@ EXACT = 1e-5
 BACKENDS = ("sdpa", "eager")
 # Hosts that have no sdpa attention, or say that they have none.
 EAGER_ONLY = frozenset(
-    "gpt_neo layoutlmv3 markuplm megatron-bert mpnet rembert speech_to_text splinter xglm".split()
+    {
+        "gpt_neo",
+        "layoutlmv3",
+        "markuplm",
+        "megatron-bert",
+        "mpnet",
+        "rembert",
+        "speech_to_text",
+        "splinter",
+        "xglm",
+    }
 )
 GENERATING = [name for name, case in CASES.items() if case.generates]
 HALF = CollabConfig(method="tucker", rank=12, score_width=8)

@@ -10,10 +10,11 @@ from cli_support import SENTENCES, VOCABULARY, save_with_tokenizer, write_lines
 from collab_hf import CollabConfig
 from collab_hf.errors import FamilyError
 from collab_hf.files import RECIPE_FILE
+from collab_hf.host.sites import attention_sites
 from collab_hf.measure.inspection import inspect_model
 from collab_hf.measure.inspection_html import render
-from collab_hf.modeling.families import attention_layers
-from collab_hf.planning import score_tensor
+from collab_hf.parts.query_key.candidates import score_tensor
+from collab_hf.parts.query_key.costs import break_even_length
 
 # Entries are rounded to four or five digits.
 DIGITS = 1e-4
@@ -36,8 +37,7 @@ def bert_directory(tiny_bert, tmp_path):
 
 def test_numbers_are_those_of_the_dense_tensor(tiny_bert):
     model = tiny_bert()
-    name, module, family = next(iter(attention_layers(model)))
-    dense = score_tensor(module, family, name, CollabConfig()).to_dense()
+    dense = score_tensor(next(iter(attention_sites(model).values())), CollabConfig()).to_dense()
     found = inspect_model(model).layers[0].weights
     energies = torch.linalg.svdvals(dense)[0, :8].square()
     assert found.heads[0] == pytest.approx((energies.cumsum(0) / energies.sum()).tolist(), abs=DIGITS)
@@ -79,8 +79,10 @@ def test_errors_fall_with_size(tiny_bert, batches):
     }
     for points in layer.curves.values():
         assert points == sorted(points, key=lambda point: (point[0], -point[1]))
-    assert [offer.share for offer in layer.offers][:2] == [0.5, 0.25]
-    assert all(offer.break_even is None for offer in layer.offers if offer.parameters < 1000)
+    assert list(layer.offers)[:2] == [0.5, 0.25]
+    small = [offer.plan for offer in layer.offers.values() if offer.parameters < 1000]
+    assert small
+    assert all(break_even_length(plan, layer.shape) == float("inf") for plan in small)
 
 
 def test_model_is_left_as_it_was(tiny_bert, batches):

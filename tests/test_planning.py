@@ -9,15 +9,20 @@ from conftest import REPOSITORY
 from transformers import BertForSequenceClassification
 
 from collab_hf import CollabConfig, collect_statistics, compress_
+from collab_hf.calibration.held_out import split_batches
+from collab_hf.host.sites import attention_sites
 from collab_hf.modeling.errors import ConfigError
-from collab_hf.modeling.families import attention_layers
-from collab_hf.modeling.plan import AttentionShape, LayerPlan
-from collab_hf.parts.query_key.candidates import layer_settings
-from collab_hf.parts.query_key.costs import attention_flops, break_even_length
+from collab_hf.modeling.plan import LayerPlan
+from collab_hf.modeling.shapes import AttentionShape
+from collab_hf.parts.part import Option
+from collab_hf.parts.query_key.candidates import layer_settings, score_tensor
+from collab_hf.parts.query_key.costs import attention_operations, break_even_length
 from collab_hf.parts.query_key.dense_heads import replaced
-from collab_hf.parts.query_key.forms import Form, all_forms, layer_forms, rank_grid, seen_scores
-from collab_hf.planning import Divergence, cache, plan_model, score_tensor, split_batches
-from collab_hf.planning.curves import LayerCurve, measured_curves, spectral_curves
+from collab_hf.parts.query_key.options import all_options, kind, layer_options
+from collab_hf.parts.query_key.spectra import rank_grid, seen_scores
+from collab_hf.parts.registry import PARTS
+from collab_hf.planning import Divergence, cache, plan_model
+from collab_hf.planning.curves import Curve, measured_curves, predicted_curves
 from collab_hf.recipe import Recipe
 from collab_hf.surgery.preview import preview
 from collab_hf.tensors import decompose
@@ -41,24 +46,26 @@ def batches():
     ]
 
 
-def layers_of(model):
-    return {name: (module, family) for name, module, family in attention_layers(model)}
+PART = PARTS["query_key"]
+
+
+def modules_of(sites):
+    return {name: site.module for name, site in sites.items()}
 
 
 @pytest.fixture
 def seen(tiny_bert, batches):
     """First layer of a tiny model: module scores and the moments of its input."""
     model = tiny_bert()
-    layers = layers_of(model)
-    name, (module, family) = next(iter(layers.items()))
-    statistics = collect_statistics(model, {name: module}, batches)[name]
-    return score_tensor(module, family, name, CollabConfig()), statistics
+    name, site = next(iter(attention_sites(model).items()))
+    statistics = collect_statistics(model, {name: site.module}, batches)[name]
+    return score_tensor(site, CollabConfig()), statistics
 
 
 class TestSpectra:
     def test_truncation_errors_are_those_of_the_solvers_before_they_iterate(self, seen):
         scores, statistics = seen
-        forms = all_forms(seen_scores(scores, statistics, 1e-3), CollabConfig())
+        forms = all_options(seen_scores(scores, statistics, 1e-3), CollabConfig(), scores.shape)
         checked = set()
         for form in forms[1::37]:
             factors = decompose(scores, form.plan, query_moments=statistics.query, max_sweeps=0)
@@ -68,7 +75,7 @@ class TestSpectra:
 
     def test_without_data_they_are_errors_of_the_weights(self, seen):
         scores, statistics = seen
-        form = all_forms(seen_scores(scores, None, 1e-3), CollabConfig())[10]
+        form = all_options(seen_scores(scores, None, 1e-3), CollabConfig(), scores.shape)[10]
         blind = decompose(scores, form.plan, max_sweeps=0).relative_error
         assert blind == pytest.approx(form.error, abs=ROUNDING)
         aware = decompose(scores, form.plan, query_moments=statistics.query, max_sweeps=0).relative_error
@@ -76,41 +83,44 @@ class TestSpectra:
 
     def test_forms_are_undominated_and_never_wider_than_a_head(self, seen):
         scores, statistics = seen
-        forms = layer_forms(seen_scores(scores, statistics, 1e-3), CollabConfig())
+        forms = layer_options(seen_scores(scores, statistics, 1e-3), CollabConfig(), scores.shape)
         (dense,) = [f for f in forms if f.plan is None]
         assert dense.error == 0
-        kinds = [f.kind for f in forms if f is not dense]
+        kinds = [kind(f) for f in forms if f is not dense]
         assert len(set(kinds)) == 4
-        for kind in set(kinds):
-            same = [f for f in forms if f.kind == kind]
+        for name in set(kinds):
+            same = [f for f in forms if kind(f) == name]
             assert [f.parameters for f in same] == sorted(f.parameters for f in same)
         assert all(f.plan.score_width <= scores.shape.head_dim for f in forms if f is not dense)
 
     def test_cross_attention_is_not_tied(self, seen):
         scores, statistics = seen
         scores = seen_scores(scores, statistics, 1e-3)
-        assert any(f.plan and f.plan.tied for f in layer_forms(scores, CollabConfig()))
-        assert not any(f.plan and f.plan.tied for f in layer_forms(scores, CollabConfig(), cross=True))
+        assert any(f.plan and f.plan.tied for f in layer_options(scores, CollabConfig(), scores.shape))
+        assert not any(
+            f.plan and f.plan.tied
+            for f in layer_options(scores, CollabConfig(), replace(scores.shape, cross=True))
+        )
 
     def test_only_self_attention_is_offered_tied_forms(self, tiny_bert):
-        layers = layers_of(tiny_bert(is_decoder=True, add_cross_attention=True))
-        curves = spectral_curves(layers, dict.fromkeys(layers, CollabConfig()), None)
-        tied = {curve.name: any(f.plan and f.plan.tied for f in curve.forms) for curve in curves}
-        assert tied == {name: "crossattention" not in name for name in layers}
+        sites = attention_sites(tiny_bert(is_decoder=True, add_cross_attention=True))
+        curves = predicted_curves(PART, sites, dict.fromkeys(sites, CollabConfig()), None)
+        tied = {curve.name: any(f.plan and f.plan.tied for f in curve.options) for curve in curves}
+        assert tied == {name: "crossattention" not in name for name in sites}
         assert len(set(tied.values())) == 2
 
     def test_measured_forms_have_the_errors_that_sweeps_reach(self, tiny_bert, batches):
         model = tiny_bert()
-        layers = layers_of(model)
-        settings = dict.fromkeys(layers, CollabConfig(reconstruct_steps=0))
-        statistics = collect_statistics(model, {n: m for n, (m, _) in layers.items()}, batches)
-        truncated = spectral_curves(layers, settings, statistics)
-        solved = measured_curves(model, layers, settings, statistics, batches, batches)
+        sites = attention_sites(model)
+        settings = dict.fromkeys(sites, CollabConfig(reconstruct_steps=0))
+        statistics = collect_statistics(model, modules_of(sites), batches)
+        truncated = predicted_curves(PART, sites, settings, statistics)
+        solved = measured_curves(model, PART, sites, settings, statistics, batches, batches)
         lower = 0
         for before, after in zip(truncated, solved, strict=True):
-            errors = {form.plan: form.error for form in before.forms}
-            for form in after.forms:
-                if form.kind in ("svd", "dense"):  # truncation is the best that there is
+            errors = {form.plan: form.error for form in before.options}
+            for form in after.options:
+                if kind(form) in ("svd", "dense"):  # truncation is the best that there is
                     assert form.error == errors[form.plan]
                 else:
                     assert form.error <= errors[form.plan]
@@ -125,31 +135,29 @@ class TestSpectra:
 class TestDivergence:
     def test_replaced_layer_scores_like_the_converted_one(self, tiny_bert, batches):
         model = tiny_bert()
-        layers = layers_of(model)
-        statistics = collect_statistics(model, {n: m for n, (m, _) in layers.items()}, batches)
+        sites = attention_sites(model)
+        statistics = collect_statistics(model, modules_of(sites), batches)
         plan = LayerPlan("tucker", 9, 5, 5, content_bias="folded")
         factors = {
-            name: decompose(
-                score_tensor(*pair, name, CollabConfig()), plan, query_moments=statistics[name].query
-            )
-            for name, pair in layers.items()
+            name: decompose(score_tensor(site, CollabConfig()), plan, query_moments=statistics[name].query)
+            for name, site in sites.items()
         }
         divergence = Divergence(model, batches)
-        with replaced(layers, factors):
+        with replaced(sites, factors):
             inside = divergence.measure()
         assert divergence.measure() == 0  # and the layers are as they were
-        settings = dict.fromkeys(layers, layer_settings(plan))
+        settings = dict.fromkeys(sites, layer_settings(plan))
         compress_(model, CollabConfig(layers=settings), statistics)
         assert inside == pytest.approx(divergence.measure(), rel=SINGLE)
         assert inside > 1e-3
 
     def test_layers_come_back_after_an_error(self, tiny_bert):
         model = tiny_bert()
-        layers = layers_of(model)
+        sites = attention_sites(model)
         before = {name: value.clone() for name, value in model.state_dict().items()}
         plan = LayerPlan("svd", 6, 6, 4, content_bias="folded")
-        factors = {n: decompose(score_tensor(*pair, n, CollabConfig()), plan) for n, pair in layers.items()}
-        with pytest.raises(RuntimeError), replaced(layers, factors):
+        factors = {n: decompose(score_tensor(site, CollabConfig()), plan) for n, site in sites.items()}
+        with pytest.raises(RuntimeError), replaced(sites, factors):
             raise RuntimeError
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -170,12 +178,12 @@ class TestCurves:
         """Fitted to the knots in logarithms; the square where their noise has the loss fall."""
         plan = LayerPlan("svd", 6, 6, 4, content_bias="folded")
         errors = [0.0, 0.1, 0.2, 0.4]
-        forms = tuple(Form(None if e == 0 else plan, e, 100) for e in errors)
+        options = tuple(Option(None if e == 0 else plan, 100, e) for e in errors)
         shape = AttentionShape(24, 24, 3, 8)
-        rising = LayerCurve("layer", shape, forms, ((0.1, 0.001), (0.4, 0.064)), interaction=2.0)
+        rising = Curve("layer", shape, 384, options, ((0.1, 0.001), (0.4, 0.064)), interaction=2.0)
         assert rising.losses_alone() == pytest.approx([0, 0.001, 0.008, 0.064])
         assert rising.losses() == pytest.approx([0, 0.002, 0.016, 0.128])
-        falling = LayerCurve("layer", shape, forms, ((0.1, 0.08), (0.4, 0.02)))
+        falling = Curve("layer", shape, 384, options, ((0.1, 0.08), (0.4, 0.02)))
         assert falling.losses_alone() == pytest.approx([0, 0.01, 0.04, 0.16])
 
 
@@ -193,7 +201,7 @@ class TestTargets:
 
     def test_target_flops(self, tiny_bert, batches):
         found = preview(tiny_bert(), CollabConfig(target_flops="16:0.4"), batches)
-        assert found.flops_share(16) <= 0.4
+        assert found.operations_share(16) <= 0.4
 
     def test_max_loss_takes_the_smallest_that_keeps_it(self, tiny_bert, batches):
         loose = preview(tiny_bert(), CollabConfig(max_loss=0.2), batches)
@@ -255,7 +263,7 @@ class TestTargets:
 
     def test_statistics_or_nothing_plan_by_error(self, tiny_bert, batches):
         model = tiny_bert()
-        statistics = collect_statistics(model, {n: m for n, (m, _) in layers_of(model).items()}, batches)
+        statistics = collect_statistics(model, modules_of(attention_sites(model)), batches)
         for data in (statistics, None):
             report = compress_(tiny_bert(), CollabConfig(budget=0.3), data)
             assert report.qk_parameters_after <= 0.3 * report.qk_parameters_before
@@ -278,7 +286,7 @@ class TestReproduction:
 
 class TestCache:
     def plan(self, model, batches, budget=0.3):
-        return plan_model(model, layers_of(model), CollabConfig(budget=budget), batches)
+        return plan_model(model, PART, attention_sites(model), CollabConfig(budget=budget), batches)
 
     def test_second_budget_measures_nothing(self, tiny_bert, batches, monkeypatch):
         model = tiny_bert()
@@ -317,22 +325,33 @@ class TestCosts:
 
     def test_dense_costs_what_copy_does(self):
         copy = LayerPlan("copy", 64, 64, 16, content_bias="folded")
-        assert attention_flops(copy, self.SHAPE, 32) == attention_flops(None, self.SHAPE, 32)
+        assert attention_operations(copy, self.SHAPE, 32) == attention_operations(None, self.SHAPE, 32)
 
-    def test_counts_agree_with_the_factors(self, seen):
-        scores, _ = seen
-        for plan in (LayerPlan("tucker", 9, 5, 5, content_bias="folded"), LayerPlan("tucker", 9, 7, 5)):
-            flops = decompose(scores, plan).flops(16)
-            # The factors also count the addition of an exact bias to every score.
-            slack = scores.shape.num_heads * 16**2 if plan.content_bias == "exact" else 0
-            assert attention_flops(plan, scores.shape, 16) + slack == flops
+    @pytest.mark.parametrize(
+        ("plan", "mixing"),
+        [
+            (LayerPlan("cp", 10, 10, 10), 4 * 10),
+            (LayerPlan("cp", 10, 10, 3), 4 * 3),
+            (LayerPlan("svd", 10, 10, 6), 0),
+            (LayerPlan("tucker", 10, 7, 7), 4 * 7 * 10),
+            (LayerPlan("tucker", 10, 9, 4), 4 * 4 * (10 + 9)),
+            (LayerPlan("tucker", 10, 8, 4, key_groups=2), 4 * 4 * 10),
+        ],
+    )
+    def test_products_are_counted_by_form(self, plan, mixing):
+        length, folded = 7, replace(plan, content_bias="folded")
+        per_token = 64 * (plan.query_rank + plan.key_rank) + mixing
+        expected = 2 * (length * per_token + 4 * plan.score_width * length**2)
+        assert attention_operations(folded, self.SHAPE, length) == expected
+        exact = replace(plan, content_bias="exact")
+        assert attention_operations(exact, self.SHAPE, length) == expected + 2 * 64 * 4 * length
 
     def test_break_even_is_where_the_counts_meet(self):
         wide = LayerPlan("cp", 24, 24, 24, content_bias="folded")
         length = break_even_length(wide, self.SHAPE)
         below, above = math.floor(length), math.ceil(length + 1e-9)
-        assert attention_flops(wide, self.SHAPE, below) <= attention_flops(None, self.SHAPE, below)
-        assert attention_flops(wide, self.SHAPE, above) >= attention_flops(None, self.SHAPE, above)
+        assert attention_operations(wide, self.SHAPE, below) <= attention_operations(None, self.SHAPE, below)
+        assert attention_operations(wide, self.SHAPE, above) >= attention_operations(None, self.SHAPE, above)
         narrow = replace(wide, method="svd", score_width=8)
         assert break_even_length(narrow, self.SHAPE) == math.inf
 

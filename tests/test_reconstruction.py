@@ -12,11 +12,12 @@ from transformers import AlbertConfig, AlbertModel, BertConfig, BertLMHeadModel,
 
 from collab_hf import CollabConfig, compress_
 from collab_hf.calibration.statistics import collect_statistics
-from collab_hf.host.sites import dense_layers
-from collab_hf.parts.query_key.graft import factor_parameters, fill_, graft_
-from collab_hf.planning import candidate_plans, choose_factors, score_tensor
+from collab_hf.host.sites import attention_sites
+from collab_hf.parts.query_key.candidates import candidate_plans, choose_factors, score_tensor
+from collab_hf.parts.query_key.graft import factor_parameters, fill_, graft_, read_factors
+from collab_hf.parts.registry import PARTS
 from collab_hf.recovery import reconstruction
-from collab_hf.recovery.reconstruction import reconstruct
+from collab_hf.recovery.reconstruction import Reconstruction, reconstruct
 from collab_hf.tensors.factors import SharedFactors
 
 FORMS = [
@@ -58,18 +59,21 @@ def images(count: int = 16) -> list[dict[str, Tensor]]:
 
 
 def decomposed(model: Any, config: CollabConfig, batches: Any) -> dict[str, SharedFactors]:
-    layers = dense_layers(model)
-    statistics = collect_statistics(model, {n: m for n, (m, _) in layers.items()}, batches)
+    sites = attention_sites(model)
+    statistics = collect_statistics(model, modules(model), batches)
     found = {}
-    for name, (module, family) in layers.items():
-        plans = candidate_plans(config, family.shape(module), name)
-        scores = score_tensor(module, family, name, config)
-        found[name] = choose_factors(scores, config, plans, statistics[name])
+    for name, site in sites.items():
+        plans = candidate_plans(config, site.shape, name)
+        found[name] = choose_factors(score_tensor(site, config), config, plans, statistics[name])
     return found
 
 
 def modules(model: Any) -> dict[str, nn.Module]:
-    return {name: module for name, (module, _) in dense_layers(model).items()}
+    return {name: site.module for name, site in attention_sites(model).items()}
+
+
+def reconstructed(model: Any, factors: Any, batches: Any, steps: int) -> dict[str, Reconstruction]:
+    return reconstruct(model, PARTS["query_key"], attention_sites(model), factors, batches, steps=steps)
 
 
 def tensors(factors: SharedFactors) -> dict[str, Tensor]:
@@ -85,7 +89,9 @@ def bert(tiny_bert: Any) -> Any:
 @pytest.mark.parametrize("config", FORMS, ids=lambda config: str(config.to_dict()))
 def test_every_form_gains_on_tokens_it_did_not_train_on(bert: Any, config: CollabConfig) -> None:
     batches = texts()
-    results = reconstruct(bert, modules(bert), decomposed(bert, config, batches), batches, steps=30)
+    results = reconstruct(
+        bert, PARTS["query_key"], attention_sites(bert), decomposed(bert, config, batches), batches, steps=30
+    )
     for result in results.values():
         assert 0 < result.error_after < result.error_before
 
@@ -93,10 +99,10 @@ def test_every_form_gains_on_tokens_it_did_not_train_on(bert: Any, config: Colla
 def test_the_error_is_that_of_the_attention_output(bert: Any) -> None:
     batches = texts(1)  # one piece: held out and trained on are the same
     factors = decomposed(bert, FORMS[4], batches)
-    found = reconstruct(bert, modules(bert), factors, batches, steps=20)
+    found = reconstructed(bert, factors, batches, steps=20)
     name, module = next(iter(modules(bert).items()))
     student = copy.deepcopy(module)
-    graft_(student, found[name].factors)
+    graft_(student, found[name].solution)
     seen: list[Any] = []
     hook = module.register_forward_hook(lambda m, a, k, o: seen.append((a, k, o[0])), with_kwargs=True)
     with torch.no_grad():
@@ -123,9 +129,8 @@ def test_every_family(family: str, tiny_vit: Any, tiny_deit: Any, tiny_dinov2: A
         "decoder": lambda: build_tiny(BertLMHeadModel, BertConfig(**sizes, is_decoder=True)),
     }[family]()
     batches = texts() if family in ("albert", "decoder") else images()
-    found = reconstruct(
-        sharpened(model), modules(model), decomposed(model, FORMS[4], batches), batches, steps=30
-    )
+    sharpened(model)
+    found = reconstructed(model, decomposed(model, FORMS[4], batches), batches, steps=30)
     assert all(result.error_after < result.error_before for result in found.values())
 
 
@@ -133,8 +138,10 @@ def test_a_layer_that_does_not_gain_keeps_its_factors(bert: Any, monkeypatch: py
     monkeypatch.setattr(reconstruction, "_RATES", (50.0,))
     batches = texts()
     factors = decomposed(bert, FORMS[4], batches)
-    for name, result in reconstruct(bert, modules(bert), factors, batches, steps=5).items():
-        assert result.factors is factors[name]
+    for name, result in reconstruct(
+        bert, PARTS["query_key"], attention_sites(bert), factors, batches, steps=5
+    ).items():
+        assert result.solution is factors[name]
         assert result.error_after == result.error_before
 
 
@@ -142,33 +149,35 @@ def test_padding_does_not_count(bert: Any) -> None:
     batches = texts()
     factors = decomposed(bert, FORMS[4], batches)
     other = [{**b, "input_ids": b["input_ids"] + 7 * (1 - b["attention_mask"])} for b in batches]
-    results = [reconstruct(bert, modules(bert), factors, data, steps=10) for data in (batches, other)]
+    results = [reconstructed(bert, factors, data, steps=10) for data in (batches, other)]
     changed = [{**b, "input_ids": (b["input_ids"] + 7) % 50} for b in batches]
-    control = reconstruct(bert, modules(bert), factors, changed, steps=10)
+    control = reconstructed(bert, factors, changed, steps=10)
     for name, result in results[0].items():
-        wanted = tensors(result.factors)
-        for key, value in tensors(results[1][name].factors).items():
+        wanted = tensors(result.solution)
+        for key, value in tensors(results[1][name].solution).items():
             # masked keys have weights of exactly zero; sums may be taken in another order
             torch.testing.assert_close(value, wanted[key], rtol=1e-4, atol=1e-6)
-        assert (tensors(control[name].factors)["query"] - wanted["query"]).abs().max() > 1e-4
+        assert (tensors(control[name].solution)["query"] - wanted["query"]).abs().max() > 1e-4
 
 
 def test_same_bytes_twice_and_in_groups_of_one_layer(bert: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = texts()
     factors = decomposed(bert, FORMS[4], batches)
-    first = reconstruct(bert, modules(bert), factors, batches, steps=10)
+    first = reconstructed(bert, factors, batches, steps=10)
     monkeypatch.setattr(reconstruction, "_CACHE_BYTES", 1)
-    second = reconstruct(bert, modules(bert), factors, batches, steps=10)
+    second = reconstructed(bert, factors, batches, steps=10)
     for name, result in first.items():
-        for key, value in tensors(result.factors).items():
-            assert torch.equal(value, tensors(second[name].factors)[key])
+        for key, value in tensors(result.solution).items():
+            assert torch.equal(value, tensors(second[name].solution)[key])
 
 
 def test_the_model_is_left_as_it_was(bert: Any) -> None:
     batches = texts()
     bert.train()
     before = {name: value.clone() for name, value in bert.state_dict().items()}
-    reconstruct(bert, modules(bert), decomposed(bert, FORMS[4], batches), batches, steps=3)
+    reconstruct(
+        bert, PARTS["query_key"], attention_sites(bert), decomposed(bert, FORMS[4], batches), batches, steps=3
+    )
     assert all(torch.equal(value, before[name]) for name, value in bert.state_dict().items())
     assert all(module.training for module in bert.modules())
     assert all(p.requires_grad and p.grad is None for p in bert.parameters())
@@ -200,7 +209,7 @@ def test_factors_read_back_are_those_filled_in(bert: Any, config: CollabConfig) 
         other = copy.deepcopy(module)
         for parameter in factor_parameters(other):
             nn.init.zeros_(parameter)
-        fill_(other, reconstruction._read(module, factors.relative_error))
+        fill_(other, read_factors(module, factors.relative_error))
         before = module.state_dict()
         assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items())
 

@@ -87,7 +87,7 @@ def compress(
         typer.Option("--output", "-o", metavar="DIR", help="Where the result appears, whole or not at all."),
     ] = None,
     method: Annotated[
-        Literal["auto", "cp", "tucker", "svd", "copy"] | None,
+        str | None,
         typer.Option(metavar="METHOD", help="auto, cp, tucker, svd or copy.  [default: auto]"),
     ] = None,
     rank: Rank = None,
@@ -228,7 +228,7 @@ def _calibration_batches(
     from collab_hf.calibration.examples import load_batches
     from collab_hf.recipe import NO_CALIBRATION
 
-    if recipe.calibration == NO_CALIBRATION or recipe.config.method == "copy":
+    if recipe.calibration == NO_CALIBRATION or recipe.config.exact:
         return None
     return load_batches(
         recipe.calibration,
@@ -243,7 +243,7 @@ def _describe(report: CompressionReport, output: Path, size: int) -> str:
     rows = [
         [
             layer.name,
-            layer.plan.form if layer.plan else layer.method,
+            layer.plan.form_name if layer.plan else layer.method,
             _ranks(layer),
             f"{layer.relative_error:.4f}",
             *_change(layer),

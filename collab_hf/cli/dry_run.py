@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 from collab_hf.cli.answers import Answer, table
 
 if TYPE_CHECKING:
-    from collab_hf.surgery.preview import LayerPreview, Preview
+    from collab_hf.host.sites import AttentionSite
+    from collab_hf.modeling.plan import LayerPlan
+    from collab_hf.parts.part import Option
+    from collab_hf.surgery.preview import Preview
 
 
 def describe(preview: Preview) -> Answer:
@@ -21,10 +24,10 @@ def describe(preview: Preview) -> Answer:
     """
     from collab_hf.surgery.preview import LENGTHS
 
-    rows = [[layer.name, *_form(layer)] for layer in preview.layers]
+    rows = [[name, *_form(preview.sites[name], option)] for name, option in preview.options.items()]
     before, after = preview.qk_parameters_before, preview.qk_parameters_after
     whole = preview.parameters_before
-    costs = ", ".join(f"{preview.flops_share(length):.0%} at length {length}" for length in LENGTHS)
+    costs = ", ".join(f"{preview.operations_share(length):.0%} at length {length}" for length in LENGTHS)
     lines = [
         table(["layer", "form", "ranks", "score", "Q/K before", "after", "loss"], rows),
         "",
@@ -38,10 +41,11 @@ def describe(preview: Preview) -> Answer:
     return Answer(preview.to_dict(), "\n".join([*lines, "dry run: nothing was written"]))
 
 
-def _form(layer: LayerPreview) -> list[str]:
-    plan, before = layer.plan, f"{layer.shape.dense_parameters:,}"
-    loss = "-" if layer.loss is None else f"{layer.loss:.5f}"
+def _form(site: AttentionSite, option: Option) -> list[str]:
+    before = f"{site.shape.dense_parameters:,}"
+    loss = "-" if option.loss is None else f"{option.loss:.5f}"
+    plan: LayerPlan | None = option.plan
     if plan is None:
-        return ["dense", "-", str(layer.shape.head_dim), before, before, loss]
-    ranks = str(plan.query_rank) if plan.method != "tucker" else f"{plan.query_rank}x{plan.key_rank}"
-    return [plan.form, ranks, str(plan.score_width), before, f"{layer.parameters:,}", loss]
+        return ["dense", "-", str(site.shape.head_dim), before, before, loss]
+    width = str(plan.score_width)
+    return [plan.form_name, plan.form.ranks(plan), width, before, f"{option.parameters:,}", loss]

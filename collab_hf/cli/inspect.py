@@ -14,7 +14,6 @@ from collab_hf.modeling.errors import ConfigError
 
 if TYPE_CHECKING:
     from collab_hf.measure.inspection import Inspection, LayerInspection
-    from collab_hf.modeling.plan import LayerPlan
 
 EXAMPLE = "Example: collab-hf inspect bert-base-uncased --html bert.html"
 
@@ -89,7 +88,7 @@ def describe(found: Inspection) -> str:
         "heads",
         "95% of a head",
         "of all, shared",
-        "likest heads",
+        "most similar heads",
         "1/2",
         "1/4",
         "1/8",
@@ -111,7 +110,7 @@ def _row(layer: LayerInspection) -> list[str]:
     spectra = layer.data or layer.weights
     alone, together = spectra.dimensions()
     pairs = [abs(v) for i, row in enumerate(spectra.similarity) for j, v in enumerate(row) if i != j]
-    cells = {offer.share: f"{offer.error:.3f} {form_name(offer.plan)}" for offer in layer.offers}
+    cells = {s: f"{offer.error:.3f} {offer.plan.form.label(offer.plan)}" for s, offer in layer.offers.items()}
     return [
         layer.name,
         str(layer.shape.num_heads),
@@ -120,10 +119,3 @@ def _row(layer: LayerInspection) -> list[str]:
         f"{max(pairs, default=0.0):.2f}",
         *(cells.get(share, "-") for share in (0.5, 0.25, 0.125, 0.0625)),
     ]
-
-
-def form_name(plan: LayerPlan) -> str:
-    """A form in few characters: `svd 88` or `tucker 56x64/16` (query x key rank / score width)."""
-    if plan.method != "tucker":
-        return f"{plan.method} {plan.query_rank}"
-    return f"{plan.form} {plan.query_rank}x{plan.key_rank}/{plan.score_width}"

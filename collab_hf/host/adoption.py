@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from transformers import PreTrainedModel
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
-from ..modeling import configuration_collab
-from ..modeling.configuration_collab import FORMAT, config_class
-from ..modeling.modeling_collab import _config_class_of, _forget_renaming, auto_map, model_class
-from ..modeling.plan import LayerPlan
+from ..modeling.modeling_collab import _forget_renaming, adopt_configs_, model_class
 
 
-def adopt_(model: PreTrainedModel, plans: dict[str, LayerPlan]) -> None:
+def adopt_(model: PreTrainedModel, plans: Mapping[str, Mapping[str, Any]]) -> None:
     """Give a model whose layers are converted its collaborative class and config, in place.
 
     Args:
         model: a transformers model; its inner models are adopted too.
-        plans: plan by the layer's name relative to the base model, written into the config.
+        plans: by section and by the module's name relative to the base model, written into the config.
     """
-    adopt_configs_(model)
+    adopt_configs_(model, plans)
     for inner in [m for m in model.modules() if isinstance(m, PreTrainedModel)]:
         # A tower whose layers all stay dense stays the host's.
         if hasattr(inner.config, "collab"):

@@ -11,7 +11,7 @@ from torch.autograd.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..modeling.attention import CollabAttention
-from ..parts.query_key.costs import attention_flops
+from ..parts.query_key.costs import attention_operations
 
 Call = Callable[[], Any]
 
@@ -31,8 +31,8 @@ def saved_flops(model: nn.Module, batch_size: int, length: int) -> int:
     for module in model.modules():
         if isinstance(module, CollabAttention):
             shape = module.collab_family.shape(module)
-            dense = attention_flops(None, shape, length)
-            saved += batch_size * (dense - attention_flops(module.collab_plan, shape, length))
+            dense = attention_operations(None, shape, length)
+            saved += batch_size * (dense - attention_operations(module.collab_plan, shape, length))
     return saved
 
 

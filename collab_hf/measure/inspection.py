@@ -14,11 +14,14 @@ from transformers import PreTrainedModel
 
 from ..calibration.statistics import collect_statistics
 from ..config import CollabConfig
-from ..host.sites import dense_layers
-from ..modeling.plan import AttentionShape, LayerPlan
-from ..parts.query_key.costs import attention_flops, break_even_length
-from ..parts.query_key.forms import Form, all_forms, seen_scores
-from ..planning import score_tensor
+from ..host.sites import AttentionSite, attention_sites
+from ..modeling.plan import LayerPlan
+from ..modeling.shapes import AttentionShape
+from ..parts.part import Option
+from ..parts.query_key.candidates import score_tensor
+from ..parts.query_key.costs import attention_operations, break_even_length
+from ..parts.query_key.options import all_options, kind
+from ..parts.query_key.spectra import seen_scores
 from ..tensors import ScoreTensor
 from ..tensors.linalg import product_svd
 from ..tensors.moments import LayerStatistics
@@ -54,27 +57,6 @@ class Spectra:
 
 
 @dataclass(frozen=True)
-class Offer:
-    """The best form of one layer at a share of its parameters, and what it costs.
-
-    Attributes:
-        share: share of the dense parameters that was allowed.
-        plan: the form.
-        error: relative error by truncation.
-        parameters: numbers of the form.
-        flops_share: by sequence length, operations over the dense layer's.
-        break_even: sequence length from which it takes more operations than dense; None for never.
-    """
-
-    share: float
-    plan: LayerPlan
-    error: float
-    parameters: int
-    flops_share: dict[int, float]
-    break_even: float | None
-
-
-@dataclass(frozen=True)
 class LayerInspection:
     """One attention layer.
 
@@ -85,7 +67,8 @@ class LayerInspection:
         data: spectra of what the softmax sees; None without calibration data.
         curves: by method, points of (share of the dense parameters, relative error) in the metric of the data
             (of the weights without data), each the best of its size.
-        offers: the best forms at a half to a sixteenth; those that the layer is too small for are left out.
+        offers: the best forms by the share of the dense parameters that was allowed, a half to a sixteenth;
+            those that the layer is too small for are left out.
     """
 
     name: str
@@ -93,7 +76,11 @@ class LayerInspection:
     weights: Spectra
     data: Spectra | None
     curves: dict[str, list[tuple[float, float]]]
-    offers: list[Offer]
+    offers: dict[float, Option]
+
+    def operations_share(self, plan: LayerPlan, length: int) -> float:
+        """Operations of a form at a sequence length, over the dense layer's."""
+        return attention_operations(plan, self.shape, length) / attention_operations(None, self.shape, length)
 
 
 @dataclass(frozen=True)
@@ -150,62 +137,42 @@ def inspect_model(
         CalibrationError: calibration data that is empty or does not run.
         DecompositionError: weights that are not finite.
     """
-    layers = dense_layers(model)
+    sites = attention_sites(model)
     statistics: Mapping[str, LayerStatistics] | None
     if calibration is None or isinstance(calibration, Mapping):
         statistics = calibration
     else:
-        modules: dict[str, nn.Module] = {key: module for key, (module, _) in layers.items()}
+        modules: dict[str, nn.Module] = {key: site.module for key, site in sites.items()}
         statistics = collect_statistics(model, modules, calibration, progress=progress)
     config = CollabConfig(damping=damping)
     found = []
-    for key, (module, family) in tqdm(layers.items(), desc="Spectra", unit="layer", disable=not progress):
-        scores = score_tensor(module, family, key, config)
+    for key, site in tqdm(sites.items(), desc="Spectra", unit="layer", disable=not progress):
         with torch.no_grad():
-            seen = None if statistics is None else statistics[key]
-            found.append(_inspect_layer(key, scores, seen, config, cross=family.cross))
+            found.append(_inspect_layer(site, None if statistics is None else statistics[key], config))
     return Inspection(
         name or type(model).__name__, found, sum(parameter.numel() for parameter in model.parameters())
     )
 
 
 def _inspect_layer(
-    name: str,
-    scores: ScoreTensor,
-    statistics: LayerStatistics | None,
-    config: CollabConfig,
-    *,
-    cross: bool,
+    site: AttentionSite, statistics: LayerStatistics | None, config: CollabConfig
 ) -> LayerInspection:
+    scores = score_tensor(site, config)
     seen = seen_scores(scores, statistics, config.damping)
-    forms = [form for form in all_forms(seen, config, cross=cross) if form.plan is not None]
-    dense = scores.shape.dense_parameters
+    options = [option for option in all_options(seen, config, site.shape) if option.plan is not None]
+    dense = site.shape.dense_parameters
     curves: dict[str, list[tuple[float, float]]] = {}
-    for form in sorted(forms, key=lambda f: (f.parameters, f.error)):
-        points = curves.setdefault(form.kind, [])
-        if not points or form.error < points[-1][1]:
-            points.append((form.parameters / dense, form.error))
-    return LayerInspection(
-        name,
-        scores.shape,
-        _spectra(scores),
-        None if statistics is None else _spectra(seen),
-        curves,
-        [offer for share in SHARES if (offer := _offer(share, forms, scores.shape)) is not None],
-    )
-
-
-def _offer(share: float, forms: list[Form], shape: AttentionShape) -> Offer | None:
-    fitting = [form for form in forms if form.parameters <= share * shape.dense_parameters]
-    if not fitting:
-        return None
-    form = min(fitting, key=lambda f: f.error)
-    if form.plan is None:
-        return None
-    dearer_from = break_even_length(form.plan, shape)
-    costs = {n: attention_flops(form.plan, shape, n) / attention_flops(None, shape, n) for n in LENGTHS}
-    even = None if math.isinf(dearer_from) else dearer_from
-    return Offer(share, form.plan, form.error, form.parameters, costs, even)
+    for option in sorted(options, key=lambda o: (o.parameters, o.error)):
+        points = curves.setdefault(kind(option), [])
+        if not points or option.error < points[-1][1]:
+            points.append((option.parameters / dense, option.error))
+    offers = {}
+    for share in SHARES:
+        fitting = [option for option in options if option.parameters <= share * dense]
+        if fitting:
+            offers[share] = min(fitting, key=lambda o: o.error)
+    spectra = None if statistics is None else _spectra(seen)
+    return LayerInspection(site.name, site.shape, _spectra(scores), spectra, curves, offers)
 
 
 def _spectra(scores: ScoreTensor) -> Spectra:
@@ -248,15 +215,17 @@ def _layer_to_dict(layer: LayerInspection) -> dict[str, Any]:
         "weights": spectra(layer.weights),
         "data": None if layer.data is None else spectra(layer.data),
         "error_over_share": {kind: [list(p) for p in points] for kind, points in layer.curves.items()},
-        "offers": [
-            {
-                "share": offer.share,
-                "plan": offer.plan.to_dict(),
-                "relative_error": offer.error,
-                "parameters": offer.parameters,
-                "flops_share": {str(n): value for n, value in offer.flops_share.items()},
-                "break_even_length": offer.break_even,
-            }
-            for offer in layer.offers
-        ],
+        "offers": [_offer_to_dict(layer, share, option) for share, option in layer.offers.items()],
+    }
+
+
+def _offer_to_dict(layer: LayerInspection, share: float, option: Option) -> dict[str, Any]:
+    costly_from = break_even_length(option.plan, layer.shape)
+    return {
+        "share": share,
+        "plan": option.plan.to_dict(),
+        "relative_error": option.error,
+        "parameters": option.parameters,
+        "flops_share": {str(n): layer.operations_share(option.plan, n) for n in LENGTHS},
+        "break_even_length": None if math.isinf(costly_from) else costly_from,
     }

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..modeling.errors import ConfigError
+from ..modeling.plan import LayerPlan
+from ..modeling.shapes import AttentionShape
+from ..parts.query_key.costs import break_even_length
 from .inspection import Inspection, LayerInspection, Spectra
 
 if TYPE_CHECKING:
@@ -50,9 +54,15 @@ def render(inspection: Inspection) -> str:
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["percent"] = lambda value: f"{value:.0%}"
+    environment.globals["break_even"] = _break_even
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     layers = [{"layer": layer, "panels": _panels(layer)} for layer in inspection.layers]
     return template.render(inspection=inspection, overview=_overview(inspection), layers=layers)
+
+
+def _break_even(plan: LayerPlan, shape: AttentionShape) -> str:
+    tokens = break_even_length(plan, shape)
+    return "never" if math.isinf(tokens) else f"{tokens:.0f} tokens"
 
 
 def _panels(layer: LayerInspection) -> list[dict[str, str]]:
@@ -135,12 +145,11 @@ def _draw_matrix(axes: Axes, values: list[list[float]], colours: str, least: flo
 
 def _overview(inspection: Inspection) -> dict[str, str]:
     def draw(axes: Axes) -> None:
-        for share in sorted({offer.share for layer in inspection.layers for offer in layer.offers}):
+        for share in sorted({share for layer in inspection.layers for share in layer.offers}):
             points = [
-                (number, offer.error)
+                (number, layer.offers[share].error)
                 for number, layer in enumerate(inspection.layers)
-                for offer in layer.offers
-                if offer.share == share
+                if share in layer.offers
             ]
             axes.plot(*zip(*points, strict=True), marker="o", label=f"{share:.3g} of the parameters")
         axes.set(xlabel="layer", ylabel="least relative error", ylim=(0, None))

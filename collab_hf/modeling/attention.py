@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .by_hand import by_hand
 from .errors import ConfigError
 from .families_row import Family
-from .by_hand import by_hand
 from .kernels import (
     attend_,
     even_slices,
@@ -41,6 +41,7 @@ class CollabAttention(nn.Module):
         collab_arguments: names of its forward's arguments, in order.
         collab_has_backends: whether it looks up an attention backend at every call.
         collab_plan: the layer's form.
+        collab_biases: whether the host's query and key projections have biases.
         mixing: per-head maps between the shared projections.
     """
 
@@ -49,6 +50,7 @@ class CollabAttention(nn.Module):
     collab_arguments: tuple[str, ...]
     collab_has_backends: bool
     collab_plan: LayerPlan
+    collab_biases: tuple[bool, bool]
     mixing: Mixing
     config: Any
 
@@ -84,9 +86,7 @@ class CollabAttention(nn.Module):
             return (output,)
         return output, weights
 
-    def _keys_and_values(
-        self, source: Tensor, query: Tensor, values: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _keys_and_values(self, source: Tensor, query: Tensor, values: Tensor | None) -> tuple[Tensor, Tensor]:
         """What a decoder caches: (B, S, key_rank + H where the bias is exact) and (B, S, H * V)."""
         family, plan = self.collab_family, self.collab_plan
         if family.lacks_key(self):
@@ -256,8 +256,10 @@ class CollabAttention(nn.Module):
 
     def _interface(self, backend: str | None) -> Any:
         host = sys.modules[self.collab_host.__module__]
+        if backend is None or not self.collab_has_backends:
+            return by_hand
         own = getattr(host, "eager_attention_forward", by_hand)
-        return ALL_ATTENTION_FUNCTIONS.get_interface(backend, own) if self.collab_has_backends else by_hand
+        return ALL_ATTENTION_FUNCTIONS.get_interface(backend, own)
 
     def _finish(self, output: Tensor, source: Tensor) -> Tensor:
         family = self.collab_family

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .attention import CollabAttention
-from .errors import ConfigError
-from .families import Family, family_of, find_host
+from .families import Family, attention_row, family_of, find_host, row_of_class
 from .mixing import build_mixing
 from .plan import LayerPlan
 
@@ -53,7 +52,7 @@ def collab_attention_class(host: type[nn.Module], family: Family) -> type[nn.Mod
     return _CLASSES[host]
 
 
-def convert_(module: Any, plan: LayerPlan) -> None:
+def convert_(module: Any, plan: LayerPlan, name: str = "") -> None:
     """Turn a dense attention module into a collaborative one, in place; factors are left uninitialised.
 
     Keeps the module and its projections as objects (hooks stay), their device, dtype, training mode and
@@ -62,20 +61,22 @@ def convert_(module: Any, plan: LayerPlan) -> None:
 
     Args:
         module: a dense attention module of a known family.
-        plan: the form it gets, already checked.
+        plan: the form it gets.
+        name: the module's name, for messages.
 
     Raises:
         ConfigError: the module is no attention that collab_hf knows.
+        RankError: the plan does not fit the module.
     """
-    family = family_of(module)
-    if family is None:
-        raise ConfigError(f"{type(module).__name__} is no attention class that collab_hf knows")
+    family = attention_row(module)
     shape = family.shape(module)
+    plan.check(shape, name)
     weight = family.slot(module, "query").weight
     if family.is_fused:
         _take_apart_(module, family)
     host_class, family = type(module), family.taken_apart()
     query, key = family.projection(module, "query"), family.projection(module, "key")
+    module.collab_biases = (query.bias is not None, key.bias is not None)
     rows = 0 if plan.tied else plan.key_rank
     rows += shape.num_heads if plan.content_bias == "exact" else 0
     with torch.device(weight.device):
@@ -147,7 +148,7 @@ def put_together_(module: Any) -> None:
 def __getattr__(name: str) -> type[nn.Module]:
     """Classes made on demand, for unpickling in a fresh process."""
     host = find_host(name.removeprefix("Collab")) if name.startswith("Collab") else None
-    row = None if host is None else family_of(host.__new__(host))
+    row = None if host is None else row_of_class(host)
     if host is None or row is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return collab_attention_class(host, row)

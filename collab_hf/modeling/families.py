@@ -9,13 +9,16 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
 
-from .families_attention import BART, BERT, CLIP, DPT, FAMILIES, LAYOUT, OPT, VIT
+from .errors import ConfigError
+from .families_attention import FAMILIES
+from .families_copies import contract_of
 from .families_feed_forward import FEED_FORWARDS
 from .families_row import Family, FeedForward, Slot, slot_of
 
@@ -27,57 +30,46 @@ __all__ = [
     "Slot",
     "all_attention_layers",
     "attention_layers",
+    "attention_row",
     "family_of",
     "feed_forward_layers",
+    "feed_forward_row",
     "find_host",
     "is_cross",
     "register_family",
     "relative_name",
-    "slot_at",
+    "row_of_class",
     "slot_of",
+    "submodule_at",
 ]
 
 # Classes that users registered, by the class itself.
 _REGISTERED: dict[type[nn.Module], Family] = {}
 _REGISTERED_FEED_FORWARDS: dict[type[nn.Module], FeedForward] = {}
+_FOUND: dict[type[nn.Module], Family | None] = {}
 
 # Names that layers around attention give to the one between two sequences.
 _CROSS_NAMES = frozenset({"crossattention", "cross_attention", "encoder_attn", "EncDecAttention"})
 
-# Contracts that other classes copy word for word, and what their forward may name besides a row's own
-# attributes: anything else, a norm of the queries say, is not part of the contract.
-_CONTRACTS = (BERT, LAYOUT, VIT, DPT, CLIP, BART, OPT)
-_NEUTRAL = frozenset(
-    "ALL_ATTENTION_FUNCTIONS EncoderDecoderCache _attn_implementation all_head_size config contiguous "
-    "cross_attention_cache eager_attention_forward get get_interface is_causal is_updated isinstance keys "
-    "layer_idx layers num_attention_heads num_heads p reshape self_attention_cache shape size training "
-    "transpose update values view".split()
-)
 
+def row_of_class(host: type[nn.Module]) -> Family | None:
+    """The row of an attention class, by its name or because it copies one that has a row.
 
-@cache
-def _row_of(host: type[nn.Module]) -> Family | None:
+    Args:
+        host: any module's class.
+
+    Returns:
+        Its row, or None where it is no attention that collab_hf knows.
+    """
+    if host in _REGISTERED:
+        return _REGISTERED[host]
     if not host.__module__.startswith("transformers.models."):
         return None
-    folder = host.__module__.split(".")[2]
-    row = FAMILIES.get(f"{folder}.{host.__name__}") or FAMILIES.get(host.__name__)
-    return row or next((row for row in _CONTRACTS if _is_copy(host, row)), None)
-
-
-def _is_copy(host: type[nn.Module], row: Family) -> bool:
-    """Whether a class does what a row says: its forward names the row's attributes, and nothing unknown."""
-    code = getattr(host.forward, "__code__", None)
-    if code is None or "Attention" not in host.__name__:
-        return False
-    own = {row.query, row.key, row.value, row.head_dim, row.dropout, str(row.scaling)}
-    own |= {row.output} if row.ending == "linear" else set()
-    arguments = set(code.co_varnames[: code.co_argcount])
-    read = {row.mask, row.cache, row.source} - {None}
-    unread = arguments - {"self", "hidden_states", "output_attentions"} - read
-    named = set(code.co_names)
-    # A cross-attention's arguments are all there, or the contract is another one.
-    has_source = row.source is None or row.source in arguments
-    return own <= named <= own | _NEUTRAL and not unread and has_source
+    if host not in _FOUND:
+        folder = host.__module__.split(".")[2]
+        row = FAMILIES.get(f"{folder}.{host.__name__}") or FAMILIES.get(host.__name__)
+        _FOUND[host] = row or contract_of(host)
+    return _FOUND[host]
 
 
 def family_of(module: nn.Module) -> Family | None:
@@ -89,10 +81,48 @@ def family_of(module: nn.Module) -> Family | None:
     Returns:
         Its row, or None where it is no attention that collab_hf knows.
     """
-    host = type(module)
-    row = _REGISTERED.get(host) or _row_of(host)
+    row = row_of_class(type(module))
     if row is not None and row.crossing and getattr(module, "is_cross_attention", False):
         return replace(row, **dict(row.crossing))
+    return row
+
+
+def attention_row(module: nn.Module) -> Family:
+    """The row of a dense attention module.
+
+    Args:
+        module: the module.
+
+    Returns:
+        Its row.
+
+    Raises:
+        ConfigError: it is no attention that collab_hf knows.
+    """
+    row = family_of(module)
+    if row is None:
+        raise ConfigError(f"{type(module).__name__} is no attention class that collab_hf knows")
+    return row
+
+
+def feed_forward_row(module: nn.Module) -> FeedForward:
+    """The row of a feed-forward module.
+
+    Args:
+        module: the module.
+
+    Returns:
+        Its row.
+
+    Raises:
+        ConfigError: it is no feed-forward that collab_hf knows.
+    """
+    host = type(module)
+    row = _REGISTERED_FEED_FORWARDS.get(host)
+    if row is None and host.__module__.startswith("transformers."):
+        row = FEED_FORWARDS.get(host.__name__)
+    if row is None:
+        raise ConfigError(f"{host.__name__} is no feed-forward class that collab_hf knows")
     return row
 
 
@@ -163,41 +193,37 @@ def feed_forward_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, Feed
         Name relative to the base model, module, row. A module that several layers share comes once.
     """
     for name, module in model.named_modules():
-        host = type(module)
-        row = _REGISTERED_FEED_FORWARDS.get(host)
-        if row is None and host.__module__.startswith("transformers."):
-            row = FEED_FORWARDS.get(host.__name__)
-        if row is not None:
-            yield relative_name(model, name), module, row
+        with suppress(ConfigError):
+            yield relative_name(model, name), module, feed_forward_row(module)
+
+
+def submodule_at(module: nn.Module, around: nn.Module, path: str) -> Any:
+    """The module or parameter at a path of a row.
+
+    Args:
+        module: what the row is of.
+        around: the module that holds it.
+        path: names joined by dots; `..` in front starts at `around`, and `{}` is the module's name there.
+
+    Returns:
+        What is there; of `Wi:0/2`, the `Slot` that holds half of the outputs of Wi.
+    """
+    found: Any = module
+    if path.startswith(".."):
+        found, path = around, path[2:]
+    if "{}" in path:
+        path = path.replace("{}", next(name for name, child in around.named_children() if child is module))
+    if ":" in path:
+        return slot_of(found, path)
+    for name in path.split("."):
+        found = getattr(found, name)
+    return found
 
 
 def relative_name(model: nn.Module, name: str) -> str:
     """A module's name without the prefix that a task head puts before the base model's."""
     prefix = getattr(model, "base_model_prefix", "")
     return name.removeprefix(f"{prefix}.") if prefix else name
-
-
-def slot_at(model: nn.Module, name: str, path: str) -> Any:
-    """What a row's path leads to.
-
-    Args:
-        model: the model.
-        name: name of the row's module in it, relative to the base model.
-        path: a path of the row, such as `..output.dense`.
-
-    Returns:
-        A `Slot` of a projection, or the tensor at the path's end.
-    """
-    prefix = getattr(model, "base_model_prefix", "")
-    base = getattr(model, prefix, model) if prefix else model
-    path = path.replace("{}", name.rpartition(".")[2])
-    while path.startswith(".."):
-        name, path = name.rpartition(".")[0], path[2:]
-    start = base.get_submodule(name)
-    end, _, last = path.rpartition(".")
-    holder = start.get_submodule(end) if end else start
-    found = getattr(holder, last.partition(":")[0])
-    return slot_of(start, path) if isinstance(found, nn.Module) else found
 
 
 def find_host(name: str) -> type[Any] | None:

@@ -6,73 +6,26 @@ This file ships with saved checkpoints: it imports siblings alone.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-from .families_row import Family
-
-_ROTARY = "its queries and keys are turned by their positions (rotary embeddings)"
-_RELATIVE = "its scores hold terms of queries and keys with relative positions"
-
-
-def _rows(row: Family, suffix: str, hosts: dict[str, str], **changes: Any) -> dict[str, Family]:
-    """A row for each class: prefix of its name by model type."""
-    row = replace(row, **changes)
-    return {prefix + suffix: replace(row, model_types=(kind,)) for kind, prefix in hosts.items()}
-
-
-# --- the contracts that classes share
-
-BERT = Family(gain="..output.LayerNorm.weight")
-_BERT_CROSS = replace(BERT, cross=True, source="encoder_hidden_states")
-# As BERT's, with its dropout's probability beside it and no cache.
-LAYOUT = replace(BERT, dropout="attention_dropout")
-_BY_HAND = replace(BERT, source="encoder_hidden_states", scaling=None)
-VIT = Family(
-    query="q_proj",
-    key="k_proj",
-    value="v_proj",
-    output="o_proj",
-    head_dim="head_dim",
-    dropout="attention_dropout",
-    ending="linear",
-)
-DPT = Family(dropout="dropout_prob")
-CLIP = replace(VIT, output="out_proj", num_heads="num_heads", dropout="dropout", scaling="scale")
-BART = replace(CLIP, scaling="scaling", source="key_value_states")
-OPT = replace(BART, source=None)
-_POST_NORM = "..{}_layer_norm.weight"
-T5 = Family(
-    query="q",
-    key="k",
-    value="v",
-    output="o",
-    num_heads="n_heads",
-    head_dim="key_value_proj_dim",
-    ending="linear",
-    source="key_value_states",
-    mask="mask",
-    bias="buckets",
-    results="t5",
-)
-GPT2 = Family(
-    query="c_attn:0/3",
-    key="c_attn:1/3",
-    value="c_attn:2/3",
-    output="c_proj",
-    num_heads="num_heads",
-    head_dim="head_dim",
-    dropout="attn_dropout",
-    ending="dropout",
-    source="encoder_hidden_states",
-    source_mask="encoder_attention_mask",
-    crossing=(("query", "q_attn"), ("key", "c_attn:0/2"), ("value", "c_attn:1/2"), ("cross", True)),
-)
-LLAMA = replace(
+from .families_contracts import (
+    BART,
+    BERT,
+    BERT_CROSS,
+    BY_HAND,
+    CLIP,
+    DPT,
+    GPT2,
+    LAYOUT,
+    LLAMA,
+    OPT,
+    POST_NORM,
+    RELATIVE,
+    ROTARY,
+    T5,
     VIT,
-    num_heads="config.num_attention_heads",
-    num_key_value_heads="config.num_key_value_heads",
-    refuses=_ROTARY,
+    rows,
 )
+from .families_row import Family
 
 _BERT_LIKE = {
     "bert": "Bert",
@@ -95,11 +48,11 @@ _BERT_LIKE_PRE_NORM = {
 
 FAMILIES: dict[str, Family] = {
     # --- text encoders
-    **_rows(BERT, "SelfAttention", _BERT_LIKE),
-    **_rows(_BERT_CROSS, "CrossAttention", _BERT_LIKE),
-    **_rows(BERT, "SelfAttention", _BERT_LIKE_PRE_NORM, gain=None),
-    **_rows(_BERT_CROSS, "CrossAttention", _BERT_LIKE_PRE_NORM, gain=None),
-    **_rows(
+    **rows(BERT, "SelfAttention", _BERT_LIKE),
+    **rows(BERT_CROSS, "CrossAttention", _BERT_LIKE),
+    **rows(BERT, "SelfAttention", _BERT_LIKE_PRE_NORM, gain=None),
+    **rows(BERT_CROSS, "CrossAttention", _BERT_LIKE_PRE_NORM, gain=None),
+    **rows(
         LAYOUT,
         "SelfAttention",
         {
@@ -112,9 +65,9 @@ FAMILIES: dict[str, Family] = {
             "splinter": "Splinter",
         },
     ),
-    **_rows(_BY_HAND, "SelfAttention", {"rembert": "RemBert"}),
-    **_rows(_BY_HAND, "SelfAttention", {"megatron-bert": "MegatronBert"}, gain=None),
-    **_rows(BERT, "SelfAttention", {"layoutlmv3": "LayoutLMv3"}, scaling=None, bias="spatial"),
+    **rows(BY_HAND, "SelfAttention", {"rembert": "RemBert"}),
+    **rows(BY_HAND, "SelfAttention", {"megatron-bert": "MegatronBert"}, gain=None),
+    **rows(BERT, "SelfAttention", {"layoutlmv3": "LayoutLMv3"}, scaling=None, bias="spatial"),
     "AlbertAttention": replace(
         BERT,
         model_types=("albert",),
@@ -155,12 +108,12 @@ FAMILIES: dict[str, Family] = {
         scaling=None,
         source="encoder_hidden_states",
         source_mask="encoder_attention_mask",
-        refuses=_ROTARY,
+        refuses=ROTARY,
         refuses_if="position_embedding_type",
         refuses_value="rotary",
     ),
     # --- images, sound
-    **_rows(
+    **rows(
         VIT,
         "Attention",
         {
@@ -174,18 +127,18 @@ FAMILIES: dict[str, Family] = {
             "vivit": "Vivit",
         },
     ),
-    **_rows(
+    **rows(
         VIT,
         "Attention",
         {"dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters"},
         gain="..layer_scale1.lambda1",
     ),
-    **_rows(
+    **rows(
         DPT,
         "SelfAttention",
         {"dpt": "DPT", "videomae": "VideoMAE", "vitpose_backbone": "VitPoseBackbone", "yolos": "Yolos"},
     ),
-    **_rows(
+    **rows(
         BERT,
         "SelfAttention",
         {"data2vec-vision": "Data2VecVision"},
@@ -194,7 +147,7 @@ FAMILIES: dict[str, Family] = {
         bias="window",
         results="listed",
     ),
-    **_rows(
+    **rows(
         OPT,
         "Attention",
         {
@@ -213,7 +166,7 @@ FAMILIES: dict[str, Family] = {
         OPT, model_types=("wavlm",), refuses="its scores are gated by relative positions and queries"
     ),
     # --- two towers
-    **_rows(
+    **rows(
         CLIP,
         "Attention",
         {
@@ -226,15 +179,15 @@ FAMILIES: dict[str, Family] = {
             "xclip": "XCLIP",
         },
     ),
-    **_rows(CLIP, "Attention", {"chinese_clip": "ChineseCLIPVision"}),
+    **rows(CLIP, "Attention", {"chinese_clip": "ChineseCLIPVision"}),
     # --- encoder and decoder
-    **_rows(
+    **rows(
         BART,
         "Attention",
         {"bart": "Bart", "blenderbot-small": "BlenderbotSmall", "marian": "Marian", "plbart": "PLBart"},
-        gain=_POST_NORM,
+        gain=POST_NORM,
     ),
-    **_rows(
+    **rows(
         BART,
         "Attention",
         {
@@ -249,7 +202,7 @@ FAMILIES: dict[str, Family] = {
             "whisper": "Whisper",
         },
     ),
-    **_rows(
+    **rows(
         T5,
         "Attention",
         {
@@ -269,9 +222,9 @@ FAMILIES: dict[str, Family] = {
         results="pair",
     ),
     # --- decoders
-    **_rows(GPT2, "Attention", {"gpt2": "GPT2"}),
-    **_rows(OPT, "Attention", {"opt": "OPT"}),
-    **_rows(BART, "Attention", {"biogpt": "BioGpt", "xglm": "XGLM"}),
+    **rows(GPT2, "Attention", {"gpt2": "GPT2"}),
+    **rows(OPT, "Attention", {"opt": "OPT"}),
+    **rows(BART, "Attention", {"biogpt": "BioGpt", "xglm": "XGLM"}),
     "GPTNeoSelfAttention": replace(
         OPT,
         model_types=("gpt_neo",),
@@ -283,7 +236,7 @@ FAMILIES: dict[str, Family] = {
         bias="local",
     ),
     # --- what keeps its queries and keys
-    **_rows(
+    **rows(
         LLAMA,
         "Attention",
         {
@@ -301,9 +254,14 @@ FAMILIES: dict[str, Family] = {
             "smollm3": "SmolLM3",
         },
     ),
-    **_rows(LLAMA, "Attention", {"nomic_bert": "NomicBert"}, num_key_value_heads=None),
-    **_rows(
-        VIT, "Attention", {"dinov3_vit": "DINOv3ViT"}, num_heads="num_heads", dropout="dropout", refuses=_ROTARY
+    **rows(LLAMA, "Attention", {"nomic_bert": "NomicBert"}, num_key_value_heads=None),
+    **rows(
+        VIT,
+        "Attention",
+        {"dinov3_vit": "DINOv3ViT"},
+        num_heads="num_heads",
+        dropout="dropout",
+        refuses=ROTARY,
     ),
     "ModernBertAttention": replace(
         VIT,
@@ -313,14 +271,14 @@ FAMILIES: dict[str, Family] = {
         value="Wqkv:2/3",
         output="Wo",
         num_heads="config.num_attention_heads",
-        refuses=_ROTARY,
+        refuses=ROTARY,
     ),
     "RoFormerSelfAttention": replace(
-        BERT, model_types=("roformer",), source="encoder_hidden_states", refuses=_ROTARY
+        BERT, model_types=("roformer",), source="encoder_hidden_states", refuses=ROTARY
     ),
     # Named by its module too, as two have the name. The first's one projection interleaves the heads.
     "deberta.DisentangledSelfAttention": replace(
-        BERT, model_types=("deberta",), query="", key="", value="", refuses=_RELATIVE
+        BERT, model_types=("deberta",), query="", key="", value="", refuses=RELATIVE
     ),
     "DisentangledSelfAttention": replace(
         BERT,
@@ -328,6 +286,6 @@ FAMILIES: dict[str, Family] = {
         query="query_proj",
         key="key_proj",
         value="value_proj",
-        refuses=_RELATIVE,
+        refuses=RELATIVE,
     ),
 }

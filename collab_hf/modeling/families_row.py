@@ -1,6 +1,6 @@
 """What one row of the tables of host classes says, and how a module is read by it.
 
-This file ships with saved checkpoints: it imports torch and transformers alone.
+This file ships with saved checkpoints: it imports torch and siblings alone.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from operator import attrgetter
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from .errors import ConfigError
-from .plan import AttentionShape
+from .shapes import AttentionShape
 
 Role = Literal["query", "key", "value"]
 
@@ -40,7 +39,7 @@ class Slot:
     def weight(self) -> Tensor:
         """(outputs, inputs), a view of the module's."""
         weight: Tensor = self.module.weight
-        return self._part(weight.t() if isinstance(self.module, Conv1D) else weight)
+        return self._part(weight.t() if is_transposed(self.module) else weight)
 
     @property
     def bias(self) -> Tensor | None:
@@ -50,6 +49,11 @@ class Slot:
 
     def _part(self, tensor: Tensor) -> Tensor:
         return tensor.chunk(self.parts)[self.index] if self.parts > 1 else tensor
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a projection is GPT-2's Conv1D, whose weight is (inputs, outputs)."""
+    return hasattr(module, "nf")
 
 
 def slot_of(module: nn.Module, path: str) -> Slot:
@@ -216,7 +220,7 @@ class Family:
         query, key = self.slot(module, "query"), self.slot(module, "key")
 
         def split(weight: Tensor) -> Tensor:
-            return weight.detach().unflatten(0, (heads, width)).transpose(1, 2)
+            return weight.detach().view(heads, width, -1).transpose(1, 2)
 
         bias = None if query.bias is None else query.bias.detach().view(heads, width)
         return split(query.weight), split(key.weight), bias
@@ -235,23 +239,23 @@ class Family:
         Returns:
             A function that puts the module's own parameters back.
         """
-        slots = {"query": (query, bias), "key": (key, None)}
-        modules = {id(m): m for m in (self.slot(module, role).module for role in ("query", "key"))}  # type: ignore[arg-type]
-        before = [(m, m.weight, m.bias) for m in modules.values()]
-        for m, weight, old in before:
-            m.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
-            m.bias = None if old is None else nn.Parameter(old.detach().clone(), requires_grad=False)
-        for role, (weight, given) in slots.items():
-            slot = self.slot(module, role)  # type: ignore[arg-type]
-            slot.weight.data.copy_(weight)
-            if given is not None and slot.bias is None:
-                slot.module.bias = nn.Parameter(given.to(weight), requires_grad=False)
-            elif given is not None:
-                slot.bias.data.copy_(given)  # type: ignore[union-attr]
+        slots = self.slot(module, "query"), self.slot(module, "key")
+        owners = list({id(slot.module): slot.module for slot in slots}.values())
+        before = [(owner, owner.weight, owner.bias) for owner in owners]
+        for owner, weight, old in before:
+            owner.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+            owner.bias = None if old is None else nn.Parameter(old.detach().clone(), requires_grad=False)
+        slots[0].weight.data.copy_(query)
+        slots[1].weight.data.copy_(key)
+        held = slots[0].bias
+        if bias is not None and held is None:
+            slots[0].module.bias = nn.Parameter(bias.to(slots[0].weight), requires_grad=False)
+        elif bias is not None and held is not None:
+            held.data.copy_(bias)
 
         def restore() -> None:
-            for m, weight, old in before:
-                m.weight, m.bias = weight, old
+            for owner, weight, old in before:
+                owner.weight, owner.bias = weight, old
 
         return restore
 

@@ -160,7 +160,7 @@ class DiagonalMixing(Mixing):
 
 
 class SelectionMixing(Mixing):
-    """Each head reads the shared dimensions index[h] of both projections; svd, and with weights sparse cp.
+    """svd: each head reads the shared dimensions index[h] of both projections.
 
     Args:
         plan: the layer's form.
@@ -173,12 +173,12 @@ class SelectionMixing(Mixing):
     """
 
     index: Tensor
+    weight: nn.Parameter | None
 
     def __init__(self, plan: LayerPlan, num_heads: int) -> None:
         super().__init__(plan, num_heads)
         self.register_buffer("index", torch.zeros(num_heads, plan.score_width, dtype=torch.long))
-        weighted = plan.method == "cp"
-        self.weight = nn.Parameter(torch.empty(num_heads, plan.score_width)) if weighted else None
+        self.weight = None
 
     def queries(self, shared: Tensor, width: int) -> Tensor:  # noqa: D102
         return self._for_kernels(self._pick_queries(shared), width)
@@ -221,6 +221,14 @@ class SelectionMixing(Mixing):
         dtype = torch.get_default_dtype() if self.weight is None else self.weight.dtype
         one_hot = F.one_hot(self.index % (self.key_rank + 1), self.key_rank + 1)[..., : self.key_rank]
         return one_hot.transpose(1, 2).to(dtype)
+
+
+class WeightedSelectionMixing(SelectionMixing):
+    """cp with sparse mixing: the dimensions that a head reads have weights."""
+
+    def __init__(self, plan: LayerPlan, num_heads: int) -> None:
+        super().__init__(plan, num_heads)
+        self.weight = nn.Parameter(torch.empty(num_heads, plan.score_width))
 
 
 class CoreMixing(Mixing):
@@ -350,15 +358,20 @@ def build_mixing(plan: LayerPlan, num_heads: int) -> Mixing:
     Returns:
         The module, on the default device (meta works).
     """
-    if plan.method == "copy":
-        return CopyMixing(plan, num_heads)
-    if plan.tied and plan.narrows_keys:
-        return TiedCoreMixing(plan, num_heads)
-    if plan.method == "tucker":
-        return CoreMixing(plan, num_heads)
-    if plan.method == "cp" and plan.score_width == plan.query_rank:
-        return DiagonalMixing(plan, num_heads)
-    return SelectionMixing(plan, num_heads)
+    return _MIXINGS[plan.form.mixing(plan)](plan, num_heads)
+
+
+_MIXINGS: dict[str, type[Mixing]] = {
+    mixing.__name__: mixing
+    for mixing in (
+        CopyMixing,
+        DiagonalMixing,
+        SelectionMixing,
+        WeightedSelectionMixing,
+        CoreMixing,
+        TiedCoreMixing,
+    )
+}
 
 
 def _pad(x: Tensor, width: int) -> Tensor:

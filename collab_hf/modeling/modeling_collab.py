@@ -7,6 +7,7 @@ load with `trust_remote_code=True` where collab_hf is not installed. It imports 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,12 +23,11 @@ from transformers.models.auto import modeling_auto
 
 from . import configuration_collab
 from .attention import CollabAttention
-from .configuration_collab import FORMAT, config_class
-from .conversion import convert_
+from .configuration_collab import config_class
 from .errors import CheckpointError, ConfigError
-from .families import attention_layers, find_host, relative_name
+from .families import find_host, relative_name
 from .mixing import SelectionMixing
-from .plan import LayerPlan
+from .plans import apply_plans_, read_plans, write_plans
 
 _CLASSES: dict[str, type[PreTrainedModel]] = {}
 
@@ -37,12 +37,15 @@ class _CollabModel:
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
-        apply_plans_(self, read_plans(config))  # type: ignore[arg-type]
+        plans = read_plans(config)
+        apply_plans_(self, plans)  # type: ignore[arg-type]
+        if any(plans.values()):
+            _forget_renaming(self)  # type: ignore[arg-type]
         # The host initialised its own layers; what has taken their place since is still empty memory.
-        for attention in [m for m in self.modules() if isinstance(m, CollabAttention)]:  # type: ignore[attr-defined]
-            for module in attention.modules():
-                self._init_weights(module)
-        adopt_configs_(self)  # type: ignore[arg-type]
+        for _, module in list(changed_modules(self)):  # type: ignore[arg-type]
+            for inner in module.modules():
+                self._init_weights(inner)
+        adopt_configs_(self, plans)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -176,73 +179,28 @@ def auto_map(model_type: str) -> dict[str, str]:
     return found
 
 
-def read_plans(config: PreTrainedConfig) -> dict[str, LayerPlan]:
-    """The layers' forms as config.json has them.
-
-    Args:
-        config: a collaborative config.
-
-    Returns:
-        Plan by the layer's name relative to the base model.
-
-    Raises:
-        ConfigError: the settings are malformed, or of a newer format.
-    """
-    settings = getattr(config, "collab", None) or {}
-    version = settings.get("format", FORMAT)
-    if not isinstance(version, int) or version > FORMAT:
-        raise ConfigError(
-            f"this checkpoint has collab format {version}, newer than {FORMAT}; update collab_hf"
-        )
-    return {name: LayerPlan.from_dict(values, name) for name, values in settings.get("layers", {}).items()}
-
-
-def apply_plans_(model: PreTrainedModel, plans: dict[str, LayerPlan]) -> None:
-    """Convert the dense attention layers that plans name, in place; factors are left uninitialised.
-
-    Args:
-        model: a transformers model.
-        plans: plan by the layer's name relative to the base model.
-
-    Raises:
-        ConfigError: a plan names no attention layer of this model, or does not fit it.
-    """
-    layers = {name: (module, family) for name, module, family in attention_layers(model)}
-    unknown = sorted(set(plans) - set(layers))
-    if unknown:
-        raise ConfigError(
-            f"config.json has collab settings for {unknown[0]}, which is no attention layer here"
-        )
-    for name, plan in plans.items():
-        module, family = layers[name]
-        plan.check(family.shape(module), name)
-        convert_(module, plan)
-    if plans:
-        _forget_renaming(model)
-
-
-def adopt_configs_(model: PreTrainedModel) -> None:
+def adopt_configs_(model: PreTrainedModel, plans: Mapping[str, Mapping[str, Any]]) -> None:
     """Give a converted model, and the models inside that have configs of their own, collaborative configs.
 
     Args:
-        model: a transformers model whose layers are converted. Each config has the plans of the layers in its
-            own model, by names relative to that.
+        model: a transformers model whose layers are converted.
+        plans: by section and by the module's name relative to the base model. Each config gets those of the
+            modules in its own model, by names relative to that.
     """
-    seen: dict[int, PreTrainedConfig] = {}
+    names = {relative_name(model, name): id(module) for name, module in model.named_modules()}
+    changed = {section: {names[n]: plan for n, plan in own.items()} for section, own in plans.items()}
+    seen: set[int] = set()
     for inner in [m for m in model.modules() if isinstance(m, PreTrainedModel)]:
         config = inner.config
-        plans = {
-            relative_name(inner, name): module.collab_plan.to_dict()
-            for name, module in inner.named_modules()
-            if isinstance(module, CollabAttention)
-        }
+        inside = {id(module): relative_name(inner, name) for name, module in inner.named_modules()}
+        found = {s: {inside[i]: p for i, p in own.items() if i in inside} for s, own in changed.items()}
         is_ours = type(config).model_type.startswith("collab_")
-        if id(config) in seen or is_ours or not plans:
+        if id(config) in seen or is_ours or not any(found.values()):
             continue
-        seen[id(config)] = config
+        seen.add(id(config))
         base = type(config)
         config.__class__ = config_class(base)
-        config.collab = {"format": FORMAT, "layers": plans}
+        config.collab = write_plans(found)
         config.auto_map = auto_map(base.model_type)
         if configuration_collab.on_config is not None:
             configuration_collab.on_config(base)
@@ -251,6 +209,13 @@ def adopt_configs_(model: PreTrainedModel) -> None:
 def _forget_renaming(model: PreTrainedModel) -> None:
     """Drop the weight renaming that was looked up for the host's class, when the host was built or loaded."""
     vars(model)["_weight_conversions"] = None
+
+
+def changed_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules whose numbers must come from a checkpoint of ours, by full name."""
+    for name, module in model.named_modules():
+        if isinstance(module, CollabAttention) or getattr(module, "collab_resized", False):
+            yield name, module
 
 
 def check_factors(model: PreTrainedModel, info: dict[str, Any]) -> None:
@@ -263,11 +228,7 @@ def check_factors(model: PreTrainedModel, info: dict[str, Any]) -> None:
     Raises:
         CheckpointError: names the factors.
     """
-    prefixes = tuple(
-        f"{relative_name(model, name)}."
-        for name, module in model.named_modules()
-        if isinstance(module, CollabAttention)
-    )
+    prefixes = tuple(f"{relative_name(model, name)}." for name, _ in changed_modules(model))
     problems = []
     for kind, keys in (
         ("missing", "missing_keys"),

@@ -19,14 +19,15 @@ from transformers import PreTrainedModel
 
 from ..config import CollabConfig
 from ..modeling.errors import CollabError
-from ..modeling.plan import AttentionShape, LayerPlan
-from ..parts.query_key.forms import Form
+from ..modeling.plan import LayerPlan
+from ..modeling.shapes import AttentionShape
+from ..parts.part import Option
 from ..tensors import Moments
 from ..tensors.moments import LayerStatistics
-from .curves import LayerCurve
+from .curves import Curve
 
 # Part of every key: raise it when curves are measured in another way.
-_VERSION = 6
+_VERSION = 7
 
 # Entries that are kept; one of BERT-base's size takes 60 MB.
 _MOST_ENTRIES = 16
@@ -72,7 +73,7 @@ def fingerprint(
     return digest.hexdigest()
 
 
-def save(key: str, curves: Sequence[LayerCurve], statistics: Mapping[str, LayerStatistics]) -> None:
+def save(key: str, curves: Sequence[Curve], statistics: Mapping[str, LayerStatistics]) -> None:
     """Keep curves and statistics; a file appears whole, and where none can be written nothing happens.
 
     Args:
@@ -103,11 +104,14 @@ def save(key: str, curves: Sequence[LayerCurve], statistics: Mapping[str, LayerS
         return  # a full or read-only disk costs time on the next run, nothing else
 
 
-def load(key: str) -> tuple[list[LayerCurve], dict[str, LayerStatistics]] | None:
+def load(
+    key: str, shapes: Mapping[str, AttentionShape]
+) -> tuple[list[Curve], dict[str, LayerStatistics]] | None:
     """Find what `save` kept.
 
     Args:
         key: what `fingerprint` gave.
+        shapes: sizes of the planned sites by name.
 
     Returns:
         Curves and statistics, or None where there is no entry or a damaged one.
@@ -118,7 +122,7 @@ def load(key: str) -> tuple[list[LayerCurve], dict[str, LayerStatistics]] | None
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
-            curves = [_curve_from_list(values) for values in json.loads(metadata["curves"])]
+            curves = [_curve_from_list(values, shapes) for values in json.loads(metadata["curves"])]
             statistics = {}
             for number, (name, counts) in enumerate(json.loads(metadata["moments"])):
                 sides = {
@@ -136,18 +140,16 @@ def load(key: str) -> tuple[list[LayerCurve], dict[str, LayerStatistics]] | None
     return curves, statistics
 
 
-def _curve_to_list(curve: LayerCurve) -> list[Any]:
-    shape = curve.shape
-    forms = [[f.plan.to_dict() if f.plan else None, f.error, f.parameters] for f in curve.forms]
-    sizes = [shape.query_size, shape.key_size, shape.num_heads, shape.head_dim]
-    return [curve.name, sizes, forms, curve.knots, curve.interaction]
+def _curve_to_list(curve: Curve) -> list[Any]:
+    options = [[o.plan.to_dict() if o.plan else None, o.error, o.parameters] for o in curve.options]
+    return [curve.name, curve.dense_parameters, options, curve.knots, curve.interaction]
 
 
-def _curve_from_list(values: list[Any]) -> LayerCurve:
-    name, sizes, forms, knots, interaction = values
+def _curve_from_list(values: list[Any], shapes: Mapping[str, AttentionShape]) -> Curve:
+    name, dense, options, knots, interaction = values
     read = tuple(
-        Form(None if plan is None else LayerPlan.from_dict(plan, name), float(error), int(size))
-        for plan, error, size in forms
+        Option(None if plan is None else LayerPlan.from_dict(plan, name), int(size), float(error))
+        for plan, error, size in options
     )
     measured = tuple((float(error), float(loss)) for error, loss in knots)
-    return LayerCurve(name, AttentionShape(*sizes), read, measured, float(interaction))
+    return Curve(name, shapes[name], int(dense), read, measured, float(interaction))

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 from ..calibration.held_out import Batch
 from ..errors import CalibrationError
 from ..host.inputs import evaluating
-from ..tensors.factors import SharedFactors
 
 
 class Divergence:
@@ -75,8 +74,3 @@ def _views(hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]
         return hidden.flatten(0, 1), hidden[:, 0], hidden.mean(1)
     weight = mask.to(hidden).unsqueeze(-1)
     return hidden[mask.bool()], hidden[:, 0], (hidden * weight).sum(1) / weight.sum(1).clamp_min(1)
-
-
-def fits_head(factors: SharedFactors, head_dim: int) -> bool:
-    """Whether a head of the dense layer can hold the form: scores no wider, content bias folded."""
-    return factors.plan.score_width <= head_dim and factors.content_bias is None

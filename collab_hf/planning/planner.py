@@ -11,36 +11,12 @@ from transformers import PreTrainedModel
 from ..calibration.held_out import Batch, split_batches
 from ..calibration.statistics import collect_statistics
 from ..config import CollabConfig
-from ..host.sites import Layers
-from ..modeling.errors import ConfigError
-from ..modeling.plan import LayerPlan
-from ..parts.query_key.candidates import candidate_plans, layer_settings
-from ..parts.query_key.forms import Form
+from ..errors import ConfigError
+from ..parts.part import Option, Part
 from ..tensors.moments import LayerStatistics
 from . import cache
-from .curves import LayerCurve, measured_curves, spectral_curves
-from .targets import choose_forms, flops_target
-
-
-@dataclass(frozen=True)
-class PlannedLayer:
-    """What one layer is to get.
-
-    Attributes:
-        name: the layer's name relative to the base model.
-        plan: its form, or None where it stays dense.
-        parameters: numbers of the form; for dense, the weights of query and key.
-        dense_parameters: weights of the dense query and key.
-        error: relative error by truncation.
-        loss: the layer's part of the predicted divergence of the model's output.
-    """
-
-    name: str
-    plan: LayerPlan | None
-    parameters: int
-    dense_parameters: int
-    error: float
-    loss: float
+from .curves import Curve, measured_curves, predicted_curves
+from .targets import choose_options, flops_target
 
 
 @dataclass(frozen=True)
@@ -48,7 +24,9 @@ class ModelPlan:
     """A form for every layer, and what it is predicted to give.
 
     Attributes:
-        layers: planned layers, in the model's order.
+        options: what each planned layer is to get, by name, in the model's order; losses are their parts of
+            the predicted divergence.
+        dense_parameters: of the planned layers as they are, by name.
         config: settings with every layer's form written out; compress_ with it needs no planning.
         statistics: moments of the layers' inputs that the plan was made from; None without data.
         seen: model inputs that the statistics were made from; empty without data.
@@ -56,7 +34,8 @@ class ModelPlan:
         measured: whether losses are divergences of the output; else they are squared errors of the scores.
     """
 
-    layers: tuple[PlannedLayer, ...]
+    options: Mapping[str, Option]
+    dense_parameters: Mapping[str, int]
     config: CollabConfig
     statistics: Mapping[str, LayerStatistics] | None
     seen: tuple[Batch, ...] = ()
@@ -66,30 +45,30 @@ class ModelPlan:
     @property
     def parameters(self) -> int:
         """Query/key numbers of all planned layers."""
-        return sum(layer.parameters for layer in self.layers)
+        return sum(option.parameters for option in self.options.values())
 
     @property
     def share(self) -> float:
         """Parameters over the dense ones."""
-        return self.parameters / max(1, sum(layer.dense_parameters for layer in self.layers))
+        return self.parameters / max(1, sum(self.dense_parameters.values()))
 
     @property
     def predicted_loss(self) -> float:
         """Sum of the layers' losses."""
-        return sum(layer.loss for layer in self.layers)
+        return sum(option.loss or 0.0 for option in self.options.values())
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain values, ready for JSON."""
         layers = [
             {
-                "name": layer.name,
-                "plan": "dense" if layer.plan is None else layer.plan.to_dict(),
-                "parameters": layer.parameters,
-                "dense_parameters": layer.dense_parameters,
-                "relative_error": layer.error,
-                "predicted_loss": layer.loss,
+                "name": name,
+                "plan": "dense" if option.plan is None else option.plan.to_dict(),
+                "parameters": option.parameters,
+                "dense_parameters": self.dense_parameters[name],
+                "relative_error": option.error,
+                "predicted_loss": option.loss,
             }
-            for layer in self.layers
+            for name, option in self.options.items()
         ]
         return {
             "layers": layers,
@@ -121,7 +100,8 @@ def planned_layers(config: CollabConfig, names: Iterable[str]) -> dict[str, Coll
 
 def plan_model(
     model: PreTrainedModel,
-    layers: Layers,
+    part: Part,
+    sites: Mapping[str, Any],
     config: CollabConfig,
     calibration: Iterable[Batch] | Mapping[str, LayerStatistics] | None,
     *,
@@ -135,7 +115,8 @@ def plan_model(
 
     Args:
         model: a dense transformers model; left as it was found.
-        layers: dense attention module and family by name, all of the model's.
+        part: what is planned.
+        sites: its sites by name, all of the model's.
         config: settings; its budget, target_params, target_flops or max_loss, or else the knee of the curve.
             Layers with a form of their own count towards the first three.
         calibration: batches of model inputs, statistics, or None.
@@ -149,7 +130,7 @@ def plan_model(
         CalibrationError: calibration data that is empty or does not run.
         DecompositionError: weights that are not finite.
     """
-    settings = planned_layers(config, layers)
+    settings = planned_layers(config, sites)
     if not settings:
         raise ConfigError("no layer is left to plan: every one has a form or a budget of its own")
     if config.target_flops is not None:
@@ -159,64 +140,76 @@ def plan_model(
     statistics: Mapping[str, LayerStatistics] | None
     if calibration is None or isinstance(calibration, Mapping):
         statistics = calibration
-        curves = spectral_curves(layers, settings, statistics, progress=progress)
+        curves = predicted_curves(part, sites, settings, statistics, progress=progress)
     else:
         batches = list(calibration)
         seen, held = split_batches(batches)
         key = cache.fingerprint(model, settings, batches)
-        curves, statistics = cache.load(key) or _measure(model, layers, settings, (seen, held), key, progress)
-    chosen = choose_forms([*curves, *_given_forms(layers, settings, config)], config)[: len(curves)]
-    planned = tuple(
-        PlannedLayer(
-            curve.name,
-            (form := curve.forms[index]).plan,
-            form.parameters,
-            curve.shape.dense_parameters,
-            form.error,
-            float(curve.losses()[index]),
-        )
+        kept = cache.load(key, {name: sites[name].shape for name in settings})
+        curves, statistics = kept or _measure(model, part, sites, settings, (seen, held), key, progress)
+    chosen = choose_options(part, [*curves, *_given(part, sites, settings, config)], config)[: len(curves)]
+    options = {
+        curve.name: replace(curve.options[index], loss=float(curve.losses()[index]))
         for curve, index in zip(curves, chosen, strict=True)
-    )
-    resolved = replace(_resolved(config, planned), hold_out=config.hold_out or bool(held))
-    return ModelPlan(planned, resolved, statistics, tuple(seen), tuple(held), bool(curves[0].knots))
+    }
+    dense = {curve.name: curve.dense_parameters for curve in curves}
+    resolved = replace(_resolved(part, config, options), hold_out=config.hold_out or bool(held))
+    return ModelPlan(options, dense, resolved, statistics, tuple(seen), tuple(held), bool(curves[0].knots))
 
 
-def _given_forms(
-    layers: Layers, settings: Mapping[str, CollabConfig], config: CollabConfig
-) -> list[LayerCurve]:
+def _given(
+    part: Part, sites: Mapping[str, Any], settings: Mapping[str, CollabConfig], config: CollabConfig
+) -> list[Curve]:
     """Layers that the user has settled, with no choice left: they count towards the targets."""
     found = []
-    for name, (module, family) in layers.items():
+    for name, site in sites.items():
         if name in settings:
             continue
-        shape, given = family.shape(module), config.for_layer(name)
-        form = Form(None, 0.0, shape.dense_parameters)
+        dense, given = part.parameters(None, site.shape), config.for_layer(name)
+        option = Option(None, dense, 0.0)
         if given is not None:
-            plan = max(candidate_plans(given, shape, name), key=lambda p: p.num_parameters(shape))
-            form = Form(plan, 0.0, plan.num_parameters(shape))
-        found.append(LayerCurve(name, shape, (form,)))
+            option = largest(part, given, site)
+        found.append(Curve(name, site.shape, dense, (option,)))
     return found
+
+
+def largest(part: Part, config: CollabConfig, site: Any) -> Option:
+    """The largest form that settings may give a site whose form the planner does not choose.
+
+    Args:
+        part: what the site is of.
+        config: the site's settings.
+        site: the site.
+
+    Returns:
+        The form, with no error or loss predicted.
+    """
+    plans = part.candidates(config, site.shape, site.name)
+    sizes = [part.parameters(plan, site.shape) for plan in plans]
+    size = max(sizes)
+    return Option(plans[sizes.index(size)], size, 0.0)
 
 
 def _measure(
     model: PreTrainedModel,
-    layers: Layers,
+    part: Part,
+    sites: Mapping[str, Any],
     settings: Mapping[str, CollabConfig],
-    parts: tuple[Sequence[Batch], Sequence[Batch]],
+    split: tuple[Sequence[Batch], Sequence[Batch]],
     key: str,
     progress: bool,
-) -> tuple[list[LayerCurve], Mapping[str, LayerStatistics]]:
-    """Statistics of the first part and curves on the second, which go to the cache."""
-    modules = {name: module for name, (module, _) in layers.items()}
-    statistics = collect_statistics(model, modules, parts[0], progress=progress)
-    curves = measured_curves(model, layers, settings, statistics, *parts, progress=progress)
+) -> tuple[list[Curve], Mapping[str, LayerStatistics]]:
+    """Statistics of the first split and curves on the second, which go to the cache."""
+    modules = {name: site.module for name, site in sites.items()}
+    statistics = collect_statistics(model, modules, split[0], progress=progress)
+    curves = measured_curves(model, part, sites, settings, statistics, *split, progress=progress)
     cache.save(key, curves, statistics)
     return curves, statistics
 
 
-def _resolved(config: CollabConfig, planned: Iterable[PlannedLayer]) -> CollabConfig:
+def _resolved(part: Part, config: CollabConfig, options: Mapping[str, Option]) -> CollabConfig:
     """The settings with the planned layers' forms written out, after the user's own patterns."""
-    forms = {layer.name: layer_settings(layer.plan) for layer in planned}
+    forms = {name: part.settings(option.plan) for name, option in options.items()}
     return replace(
         config,
         budget=None,

@@ -8,8 +8,8 @@ import numpy as np
 
 from ..config import CollabConfig
 from ..modeling.errors import ConfigError
-from ..parts.query_key.costs import attention_flops
-from .curves import LayerCurve
+from ..parts.part import Part
+from .curves import Curve
 from .knapsack import Array, BudgetError, solve_knapsack
 
 # Where the knee of the curve is looked for when nothing is asked for: above a half little is saved, and below
@@ -17,23 +17,24 @@ from .knapsack import Array, BudgetError, solve_knapsack
 _KNEE_SHARES = tuple(np.geomspace(1 / 8, 1 / 2, 13))
 
 
-def choose_forms(curves: Sequence[LayerCurve], config: CollabConfig) -> list[int]:
-    """Choose one form a layer: the least loss within the targets, or the least size within a loss.
+def choose_options(part: Part, curves: Sequence[Curve], config: CollabConfig) -> list[int]:
+    """Choose one option a site: the least loss within the targets, or the least size within a loss.
 
     Args:
-        curves: forms and losses of the planned layers.
+        part: what is planned.
+        curves: options and losses of the planned sites.
         config: budget, target_params, target_flops or max_loss; with none of them, the knee of the curve.
 
     Returns:
-        Index of the form of every layer.
+        Index of the option of every site.
 
     Raises:
         ConfigError: nothing meets the targets; the message says the smallest possible.
     """
     losses = [curve.losses() for curve in curves]
-    parameters = [np.array([form.parameters for form in curve.forms], dtype=float) for curve in curves]
-    dense = sum(curve.shape.dense_parameters for curve in curves)
-    flops, most_flops = _flops(curves, config)
+    parameters = [np.array([option.parameters for option in curve.options], dtype=float) for curve in curves]
+    dense = sum(curve.dense_parameters for curve in curves)
+    flops, most_flops = _operations(part, curves, config)
     if config.max_loss is not None:
         sizes = [np.stack(pair, axis=1) for pair in zip(losses, flops, strict=True)]
         return _solve(parameters, sizes, (config.max_loss, most_flops), config, dense)
@@ -46,16 +47,16 @@ def choose_forms(curves: Sequence[LayerCurve], config: CollabConfig) -> list[int
     return _solve(losses, sizes, (most, most_flops), config, dense)
 
 
-def _flops(curves: Sequence[LayerCurve], config: CollabConfig) -> tuple[list[Array], float]:
+def _operations(part: Part, curves: Sequence[Curve], config: CollabConfig) -> tuple[list[Array], float]:
     """Operations of every form at the target's length, and the most that all layers may take."""
     if config.target_flops is None:
-        return [np.zeros(len(curve.forms)) for curve in curves], np.inf
+        return [np.zeros(len(curve.options)) for curve in curves], np.inf
     length, share = flops_target(config)
     counts = [
-        np.array([attention_flops(form.plan, curve.shape, length) for form in curve.forms], dtype=float)
+        np.array([part.operations(o.plan, curve.shape, length) for o in curve.options], dtype=float)
         for curve in curves
     ]
-    return counts, share * sum(attention_flops(None, curve.shape, length) for curve in curves)
+    return counts, share * sum(part.operations(None, curve.shape, length) for curve in curves)
 
 
 def _solve(

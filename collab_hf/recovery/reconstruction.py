@@ -1,4 +1,4 @@
-"""Layer-wise reconstruction: fit each layer's factors to what its attention puts out, on cached inputs.
+"""Layer-wise reconstruction: fit what each layer got to what the layer puts out, on cached inputs.
 
 A decomposition minimises the error of all scores alike; attention reads some of them only. A few gradient
 steps on the layer's own output close most of that gap, one layer at a time, without labels and without
@@ -10,18 +10,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..errors import FamilyError
 from ..host.watch import LayerCall, watch_layers
-from ..modeling.families import family_of
-from ..parts.query_key.graft import factor_parameters, graft_, read_factors
-from ..tensors.factors import SharedFactors
+from ..parts.part import Part
 
 # Tokens of one step, and of all examples: 1,000 short sentences or 64 images of 224 pixels fill the latter.
 _STEP_TOKENS = 2048
@@ -49,12 +46,12 @@ class Reconstruction:
     """One layer after its reconstruction.
 
     Attributes:
-        factors: the better of what came in and what came out.
+        solution: the better of what came in and what came out.
         error_before: relative error of the attention output on held-out calibration tokens, before.
         error_after: the same afterwards; at most error_before.
     """
 
-    factors: SharedFactors
+    solution: Any
     error_before: float
     error_after: float
 
@@ -70,27 +67,29 @@ class Piece:
 
 def reconstruct(
     model: nn.Module,
-    layers: Mapping[str, nn.Module],
-    factors: Mapping[str, SharedFactors],
+    part: Part,
+    sites: Mapping[str, Any],
+    solutions: Mapping[str, Any],
     batches: Sequence[Mapping[str, Any]],
     *,
     steps: int,
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, Reconstruction]:
-    """Train the factors of each layer, alone, on the dense layer's inputs and outputs.
+    """Train what a part put into each layer, alone, on the dense layer's inputs and outputs.
 
     Args:
         model: the dense transformers model; left as it was found.
-        layers: its dense attention modules by name.
-        factors: decompositions of some or all of them.
+        part: what the solutions are of.
+        sites: its dense sites by name.
+        solutions: solutions for some or all of them.
         batches: model inputs by name, as for `collect_statistics`, at least one; a spread of them is used.
         steps: gradient steps for each layer.
         seed: of the order of the examples.
         progress: show a progress bar on stderr.
 
     Returns:
-        New factors by name, float32. A layer that did not gain on held-out tokens keeps what it had.
+        New solutions by name, float32. A layer that did not gain on held-out tokens keeps what it had.
 
     Raises:
         CalibrationError: a batch that the model refuses.
@@ -99,11 +98,13 @@ def reconstruct(
         Nagel et al. 2020, arXiv:2004.10568, for fitting layer outputs one by one; Adam (arXiv:1412.6980) with
         steps relative to each tensor's scale (Shazeer & Stern 2018, arXiv:1804.04235, section 8).
     """
-    chosen = {name: module for name, module in layers.items() if name in factors}
+    chosen = {name: site.module for name, site in sites.items() if name in solutions}
     results = {}
     with tqdm(total=len(chosen), desc="Reconstructing", unit="layer", disable=not progress) as bar:
         for name, pieces in recorded(model, chosen, batches):
-            results[name] = reconstruct_layer(chosen[name], factors[name], pieces, steps=steps, seed=seed)
+            results[name] = reconstruct_layer(
+                part, sites[name], solutions[name], pieces, steps=steps, seed=seed
+            )
             bar.update()
     return results
 
@@ -139,10 +140,8 @@ def recorded(
 
 def _next_group(names: list[str], layers: Mapping[str, nn.Module]) -> tuple[list[str], list[str]]:
     """As many of the first layers as the cache holds, and the others."""
-    family = family_of(layers[names[0]])
-    if family is None:
-        raise FamilyError(f"{names[0]} is no attention layer that collab_hf knows")
-    width = 2 * family.shape(layers[names[0]]).query_size  # inputs and outputs
+    largest = max(max(p.shape) for p in layers[names[0]].parameters() if p.dim() == 2)
+    width = 2 * largest  # inputs and outputs
     count = max(1, _CACHE_BYTES // (4 * width * _MOST_TOKENS))
     return names[:count], names[count:]
 
@@ -195,13 +194,14 @@ def _split(call: LayerCall, most: int, step_tokens: int) -> Iterator[Piece]:
 
 
 def reconstruct_layer(
-    dense: nn.Module, factors: SharedFactors, pieces: Sequence[Piece], *, steps: int, seed: int = 0
+    part: Part, site: Any, solution: Any, pieces: Sequence[Piece], *, steps: int, seed: int = 0
 ) -> Reconstruction:
-    """Train the factors of one layer on its recorded inputs and outputs.
+    """Train what a part puts into one layer on the layer's recorded inputs and outputs.
 
     Args:
-        dense: the dense attention module; left as it was found.
-        factors: its decomposition.
+        part: what the solution is of.
+        site: the dense module; left as it was found.
+        solution: what it gets.
         pieces: what `recorded` gave for it.
         steps: gradient steps.
         seed: of the order of the pieces.
@@ -209,9 +209,9 @@ def reconstruct_layer(
     Returns:
         The better of what came in and what came out.
     """
-    student: Any = copy.deepcopy(dense).float().eval().requires_grad_(False)
-    graft_(student, factors)
-    trained = list(factor_parameters(student))
+    student: Any = copy.deepcopy(site.module).float().eval().requires_grad_(False)
+    part.install_(replace(site, module=student), solution)
+    trained = list(part.trained(student))
     held = pieces[::_HELD_OUT]
     seen = [piece for index, piece in enumerate(pieces) if index % _HELD_OUT] or pieces
     best = before = _error(student, held)
@@ -226,8 +226,8 @@ def reconstruct_layer(
         else:
             torch._foreach_copy_([parameter.detach() for parameter in trained], kept)
     if best == before:
-        return Reconstruction(factors, before, before)
-    return Reconstruction(read_factors(student, factors.relative_error), before, best)
+        return Reconstruction(solution, before, before)
+    return Reconstruction(part.read(student, solution), before, best)
 
 
 def _train(

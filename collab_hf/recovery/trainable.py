@@ -9,8 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import FamilyError
-from ..modeling.attention import CollabAttention
-from ..parts.query_key.graft import factor_parameters
+from ..parts.registry import PARTS
 from .config import Trainable
 
 
@@ -27,17 +26,17 @@ def trainable_parameters(student: nn.Module, which: Trainable) -> dict[str, nn.P
     Raises:
         FamilyError: the model has no compressed layer.
     """
-    layers = [module for module in student.modules() if isinstance(module, CollabAttention)]
-    if not layers:
+    made = [(part, module) for part in PARTS.values() for _, module in part.converted(student)]
+    if not made:
         raise FamilyError(
             f"{type(student).__name__} has no compressed layer to recover; run compress_ on it first"
         )
     if which == "all":
         chosen = list(student.parameters())
     elif which == "attention":
-        chosen = [parameter for layer in layers for parameter in layer.parameters()]
+        chosen = [parameter for _, module in made for parameter in module.parameters()]
     else:
-        chosen = [parameter for layer in layers for parameter in factor_parameters(layer)]
+        chosen = [parameter for part, module in made for parameter in part.trained(module)]
     wanted = {id(parameter) for parameter in chosen if parameter.is_floating_point()}
     return {name: p for name, p in student.named_parameters() if id(p) in wanted}
 

@@ -7,31 +7,24 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..calibration.held_out import split_batches
 from ..calibration.statistics import collect_statistics
 from ..config import CollabConfig
+from ..errors import ConfigError
 from ..host.adoption import adopt_
-from ..host.sites import dense_layers
-from ..modeling.errors import ConfigError
-from ..modeling.families import Family
-from ..modeling.plan import LayerPlan
-from ..parts.query_key.graft import graft_
-from ..planning import (
-    Divergence,
-    candidate_plans,
-    choose_factors,
-    plan_model,
-    planned_layers,
-    score_tensor,
-    split_batches,
-)
+from ..host.rollback import undone_on_error
+from ..host.sites import AttentionSites
+from ..modeling.plans import QUERY_KEY
+from ..parts.part import Part
+from ..parts.registry import PARTS
+from ..planning import Divergence, plan_model, planned_layers
 from ..recovery.reconstruction import Reconstruction, reconstruct
 from ..tensors.factors import SharedFactors
 from ..tensors.moments import LayerStatistics
-from .report import CompressionReport, layer_report, qk_parameters
+from .report import CompressionReport, LayerReport
 
 
 def compress_(
@@ -65,32 +58,26 @@ def compress_(
         DecompositionError: weights that are not finite.
     """
     config = config or CollabConfig()
-    layers = dense_layers(model)
-    _candidates(layers, config)  # ranks that don't fit come out before any work
-    prepared = _prepare(model, layers, config, calibration, progress)
+    part = PARTS["query_key"]
+    sites = part.sites(model)
+    _candidates(part, sites, config)  # ranks that don't fit come out before any work
+    prepared = _prepare(model, part, sites, config, calibration, progress)
     config, statistics, divergence = prepared.config, prepared.statistics, prepared.divergence
-    chosen, plans = _candidates(layers, config)
+    chosen, plans = _candidates(part, sites, config)
     before = sum(p.numel() for p in model.parameters())
     factors: dict[str, SharedFactors] = {}
     for name in tqdm(chosen, desc="Decomposing", unit="layer", disable=not progress):
-        module, family = layers[name]
-        scores = score_tensor(module, family, name, chosen[name])
-        factors[name] = choose_factors(
-            scores, chosen[name], plans[name], None if statistics is None else statistics[name]
-        )
-    better = _reconstruct(model, layers, factors, prepared.seen, config, progress)
-    qk_before = {name: qk_parameters(*layers[name]) for name in layers}
-    for name, result in factors.items():
-        graft_(layers[name][0], better[name].factors if name in better else result)
-    adopt_(model, {name: result.plan for name, result in factors.items()})
-    reports = [
-        layer_report(
-            name, factors.get(name), better.get(name), qk_before[name], layers[name][1], layers[name][0]
-        )
-        for name in layers
-    ]
+        moments = None if statistics is None else statistics[name]
+        factors[name] = part.solve(sites[name], chosen[name], plans[name], moments)
+    better = _reconstruct(model, part, sites, factors, prepared.seen, config, progress)
+    with undone_on_error(model):
+        for name, result in factors.items():
+            part.install_(sites[name], better[name].solution if name in better else result)
+        adopt_(model, {QUERY_KEY: {name: result.plan for name, result in factors.items()}})
+        measured = None if divergence is None else divergence.measure()
+    reports = [LayerReport.of(site, factors.get(name), better.get(name)) for name, site in sites.items()]
     after = sum(p.numel() for p in model.parameters())
-    losses = prepared.predicted_loss, None if divergence is None else divergence.measure()
+    losses = prepared.predicted_loss, measured
     return CompressionReport(tuple(reports), before, after, statistics is not None, config, *losses)
 
 
@@ -107,13 +94,14 @@ class _Prepared:
 
 def _prepare(
     model: PreTrainedModel,
-    layers: Mapping[str, tuple[nn.Module, Family]],
+    part: Part,
+    sites: AttentionSites,
     config: CollabConfig,
     calibration: Iterable[Mapping[str, Any]] | Mapping[str, LayerStatistics] | None,
     progress: bool,
 ) -> _Prepared:
-    if planned_layers(config, layers):
-        plan = plan_model(model, layers, config, calibration, progress=progress)
+    if planned_layers(config, sites):
+        plan = plan_model(model, part, sites, config, calibration, progress=progress)
         if not plan.measured:
             return _Prepared(plan.config, plan.statistics, plan.seen)
         divergence = Divergence(model, plan.held_out)
@@ -122,25 +110,27 @@ def _prepare(
         return _Prepared(config, calibration)
     batches = list(calibration)
     seen = split_batches(batches)[0] if config.hold_out else batches
-    chosen = {name: layers[name][0] for name in _candidates(layers, config)[0]}
+    chosen = {name: sites[name].module for name in _candidates(part, sites, config)[0]}
     return _Prepared(config, collect_statistics(model, chosen, seen, progress=progress), seen)
 
 
 def _reconstruct(
     model: PreTrainedModel,
-    layers: Mapping[str, tuple[nn.Module, Family]],
+    part: Part,
+    sites: AttentionSites,
     factors: Mapping[str, SharedFactors],
     batches: Sequence[Mapping[str, Any]],
     config: CollabConfig,
     progress: bool,
 ) -> dict[str, Reconstruction]:
-    """Fit the factors of all forms but `copy`, which is exact, to the layers' outputs."""
-    inexact = {name: result for name, result in factors.items() if result.plan.method != "copy"}
+    """Fit the factors of all forms but the exact ones to the layers' outputs."""
+    inexact = {name: result for name, result in factors.items() if not result.plan.form.exact}
     if not batches or not config.reconstruct_steps or not inexact:
         return {}
     return reconstruct(
         model,
-        {name: layers[name][0] for name in inexact},
+        part,
+        sites,
         inexact,
         batches,
         steps=config.reconstruct_steps,
@@ -150,19 +140,19 @@ def _reconstruct(
 
 
 def _candidates(
-    layers: Mapping[str, tuple[nn.Module, Family]], config: CollabConfig
-) -> tuple[dict[str, CollabConfig], dict[str, list[LayerPlan]]]:
+    part: Part, sites: AttentionSites, config: CollabConfig
+) -> tuple[dict[str, CollabConfig], dict[str, list[Any]]]:
     """Settings of the layers that are not dense, and the forms of those that the planner leaves alone."""
-    unmatched = [p for p in config.layers if not any(fnmatchcase(name, p) for name in layers)]
+    unmatched = [p for p in config.layers if not any(fnmatchcase(name, p) for name in sites)]
     if unmatched:
         raise ConfigError(
-            f"layers has settings for {unmatched[0]!r}, which matches none of {', '.join(layers)}"
+            f"layers has settings for {unmatched[0]!r}, which matches none of {', '.join(sites)}"
         )
-    config.check_goals(layers)
-    chosen = {name: settings for name in layers if (settings := config.for_layer(name)) is not None}
-    open_to_plan = planned_layers(config, layers)
+    config.check_goals(sites)
+    chosen = {name: settings for name in sites if (settings := config.for_layer(name)) is not None}
+    open_to_plan = planned_layers(config, sites)
     plans = {
-        name: candidate_plans(settings, layers[name][1].shape(layers[name][0]), name)
+        name: part.candidates(settings, sites[name].shape, name)
         for name, settings in chosen.items()
         if name not in open_to_plan
     }

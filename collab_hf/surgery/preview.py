@@ -9,10 +9,11 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..config import CollabConfig
-from ..host.sites import dense_layers
-from ..modeling.plan import AttentionShape, LayerPlan
-from ..parts.query_key.costs import attention_flops
-from ..planning import ModelPlan, candidate_plans, plan_model, planned_layers
+from ..host.sites import AttentionSite
+from ..parts.part import Option
+from ..parts.registry import PARTS
+from ..planning import ModelPlan, plan_model, planned_layers
+from ..planning.planner import largest
 from ..tensors.moments import LayerStatistics
 
 # Lengths at which the cost is predicted: a sentence, a paragraph, a page.
@@ -20,63 +21,49 @@ LENGTHS = (32, 128, 512)
 
 
 @dataclass(frozen=True)
-class LayerPreview:
-    """One layer's form to come.
-
-    Attributes:
-        name: the layer's name relative to the base model.
-        shape: sizes of the dense layer.
-        plan: its form, or None where it stays dense.
-        parameters: query/key numbers of the form.
-        loss: predicted divergence with this layer alone in its form; None where it was not planned.
-    """
-
-    name: str
-    shape: AttentionShape
-    plan: LayerPlan | None
-    parameters: int
-    loss: float | None
-
-
-@dataclass(frozen=True)
 class Preview:
     """The forms of all layers.
 
     Attributes:
-        layers: in the model's order.
+        sites: the layers by name, in the model's order.
+        options: what each is to get; without a loss where it was not planned.
         planned: what the planner chose; None where every layer's form was given.
         parameters_before: all parameters of the model.
     """
 
-    layers: tuple[LayerPreview, ...]
+    sites: Mapping[str, AttentionSite]
+    options: Mapping[str, Option]
     planned: ModelPlan | None
     parameters_before: int
 
     @property
     def qk_parameters_before(self) -> int:
         """Query/key weights of all dense layers."""
-        return sum(layer.shape.dense_parameters for layer in self.layers)
+        return sum(site.shape.dense_parameters for site in self.sites.values())
 
     @property
     def qk_parameters_after(self) -> int:
         """Query/key numbers of all forms."""
-        return sum(layer.parameters for layer in self.layers)
+        return sum(option.parameters for option in self.options.values())
 
-    def flops_share(self, length: int) -> float:
+    def operations_share(self, length: int) -> float:
         """Operations for queries, keys and scores at a sequence length, over the dense ones."""
-        dense = sum(attention_flops(None, layer.shape, length) for layer in self.layers)
-        return sum(attention_flops(layer.plan, layer.shape, length) for layer in self.layers) / dense
+        part = PARTS["query_key"]
+        dense = sum(part.operations(None, site.shape, length) for site in self.sites.values())
+        plans = {name: option.plan for name, option in self.options.items()}
+        kept = sum(part.operations(plans[name], site.shape, length) for name, site in self.sites.items())
+        return kept / dense
 
     def to_dict(self) -> dict[str, Any]:
         """The preview as plain values, ready for JSON."""
         layers = [
             {
-                "name": layer.name,
-                "plan": "dense" if layer.plan is None else layer.plan.to_dict(),
-                "qk_parameters": layer.parameters,
-                "predicted_loss": layer.loss,
+                "name": name,
+                "plan": "dense" if option.plan is None else option.plan.to_dict(),
+                "qk_parameters": option.parameters,
+                "predicted_loss": option.loss,
             }
-            for layer in self.layers
+            for name, option in self.options.items()
         ]
         return {
             "dry_run": True,
@@ -84,7 +71,7 @@ class Preview:
             "qk_parameters_before": self.qk_parameters_before,
             "qk_parameters_after": self.qk_parameters_after,
             "parameters_before": self.parameters_before,
-            "flops_share": {str(length): self.flops_share(length) for length in LENGTHS},
+            "flops_share": {str(length): self.operations_share(length) for length in LENGTHS},
             "predicted_loss": None if self.planned is None else self.planned.predicted_loss,
             "measured": self.planned is not None and self.planned.measured,
         }
@@ -114,22 +101,18 @@ def preview(
         ConfigError: settings that contradict each other, or a target that nothing meets.
         CalibrationError: calibration data that is empty or does not run.
     """
-    layers = dense_layers(model)
-    config.check_goals(layers)
-    open_to_plan = planned_layers(config, layers)
-    planned = plan_model(model, layers, config, calibration, progress=progress) if open_to_plan else None
-    chosen = {} if planned is None else {layer.name: layer for layer in planned.layers}
-    found = []
-    for name, (module, family) in layers.items():
-        shape = family.shape(module)
+    part = PARTS["query_key"]
+    sites = part.sites(model)
+    config.check_goals(sites)
+    open_to_plan = planned_layers(config, sites)
+    planned = plan_model(model, part, sites, config, calibration, progress=progress) if open_to_plan else None
+    options = {}
+    for name, site in sites.items():
         settings = config.for_layer(name)
-        if name in chosen:
-            plan, loss = chosen[name].plan, chosen[name].loss
+        if planned is not None and name in planned.options:
+            options[name] = planned.options[name]
         elif settings is None:
-            plan, loss = None, None
+            options[name] = Option(None, part.parameters(None, site.shape), 0.0)
         else:
-            plan = max(candidate_plans(settings, shape, name), key=lambda p: p.num_parameters(shape))
-            loss = None
-        size = shape.dense_parameters if plan is None else plan.num_parameters(shape)
-        found.append(LayerPreview(name, shape, plan, size, loss))
-    return Preview(tuple(found), planned, sum(p.numel() for p in model.parameters()))
+            options[name] = largest(part, settings, site)
+    return Preview(sites, options, planned, sum(p.numel() for p in model.parameters()))

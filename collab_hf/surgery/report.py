@@ -6,11 +6,9 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from torch import nn
-
 from ..config import CollabConfig
-from ..modeling.families import Family
-from ..modeling.plan import LayerPlan, Method
+from ..host.sites import AttentionSite
+from ..modeling.plan import LayerPlan
 from ..parts.query_key.costs import break_even_length
 from ..recovery.reconstruction import Reconstruction
 from ..tensors.factors import SharedFactors
@@ -44,6 +42,37 @@ class LayerReport:
     qk_parameters_after: int
     break_even_length: int | None = None
     output_error: tuple[float, float] | None = None
+
+    @classmethod
+    def of(
+        cls, site: AttentionSite, factors: SharedFactors | None, better: Reconstruction | None
+    ) -> LayerReport:
+        """Report on one layer.
+
+        Args:
+            site: the layer, with the sizes that it had.
+            factors: its decomposition; None where it was left dense.
+            better: its reconstruction, if there was one.
+
+        Returns:
+            The report.
+        """
+        name, shape, before = site.name, site.shape, site.shape.dense_parameters
+        if factors is None:
+            return cls(name, "dense", shape.full_rank, None, 0.0, before, before)
+        plan = factors.plan
+        costly_from = break_even_length(plan, shape)
+        return cls(
+            name,
+            plan.method,
+            plan.query_rank,
+            plan,
+            factors.relative_error,
+            before,
+            factors.num_parameters,
+            None if math.isinf(costly_from) else math.ceil(costly_from),
+            None if better is None else (better.error_before, better.error_after),
+        )
 
 
 @dataclass(frozen=True)
@@ -94,47 +123,3 @@ class CompressionReport:
         values["layers"] = list(values["layers"])
         totals = ("qk_parameters_before", "qk_parameters_after", "mean_relative_error")
         return {**values, **{name: getattr(self, name) for name in totals}}
-
-
-def layer_report(
-    name: str,
-    factors: SharedFactors | None,
-    better: Reconstruction | None,
-    before: int,
-    family: Family,
-    module: nn.Module,
-) -> LayerReport:
-    """Report on one layer.
-
-    Args:
-        name: the layer's name relative to the base model.
-        factors: its decomposition; None where it was left dense.
-        better: its reconstruction, if there was one.
-        before: query/key parameters of the dense layer.
-        family: the layer's family.
-        module: the layer, dense or converted.
-
-    Returns:
-        The report.
-    """
-    shape = family.shape(module)
-    if factors is None:
-        return LayerReport(name, "dense", shape.full_rank, None, 0.0, before, before)
-    method: Method = factors.plan.method
-    after, dearer_from = factors.num_parameters, break_even_length(factors.plan, shape)
-    return LayerReport(
-        name,
-        method,
-        factors.plan.query_rank,
-        factors.plan,
-        factors.relative_error,
-        before,
-        after,
-        None if math.isinf(dearer_from) else math.ceil(dearer_from),
-        None if better is None else (better.error_before, better.error_after),
-    )
-
-
-def qk_parameters(module: nn.Module, family: Family) -> int:
-    """Weights and biases of a dense module's query and key projections."""
-    return family.shape(module).dense_parameters

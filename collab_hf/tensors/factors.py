@@ -60,31 +60,6 @@ class SharedFactors:
             tensors.append(self.content_bias)
         return sum(t.numel() for t in tensors)
 
-    def flops(self, length: int) -> int:
-        """Operations from the inputs to the scores of one sequence; a multiplication with an addition is 2.
-
-        Args:
-            length: number of query tokens and of key tokens of one sequence.
-
-        Returns:
-            Projections, mixing, score products and an exact content bias; the dense layer's count is that of
-            `copy`.
-        """
-        plan, heads = self.plan, self.mixing.num_heads
-        keys = 0 if plan.tied else self.shared_key.numel()
-        projections = 2 * (self.shared_query.numel() + keys) * length
-        mixing = 0
-        if plan.method == "tucker":
-            ranks = plan.query_rank + (plan.key_rank if plan.narrows_keys else 0)
-            mixing = 2 * heads * plan.score_width * ranks * length
-        elif plan.method == "cp":
-            mixing = heads * plan.score_width * length
-        scores = 2 * heads * plan.score_width * length**2
-        if self.content_bias is not None:
-            projections += 2 * self.content_bias.numel() * length
-            scores += heads * length**2
-        return projections + mixing + scores
-
     def to_tensorly(self) -> Any:
         """The approximation as one of tensorly's containers, modes (query, head, key).
 
@@ -104,7 +79,7 @@ class SharedFactors:
         with torch.no_grad():
             maps = [m.to(self.shared_query) for m in (self.mixing.query_maps(), self.mixing.key_maps())]
             cores = maps[0] @ maps[1].mT  # (num_heads, query_rank, key_rank)
-        if self.plan.method != "tucker":
+        if self.plan.form.container == "cp":
             weights = cores.diagonal(dim1=1, dim2=2)
             return CPTensor((None, [query, array(weights), key]))
         head = getattr(self.mixing, "head", None)

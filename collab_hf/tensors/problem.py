@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import DecompositionError
-from ..modeling.errors import RankError
 from ..modeling.mixing import build_mixing
 from ..modeling.plan import LayerPlan
-from .cp import decompose_cp
 from .factors import SharedFactors
-from .grouped_tucker import decompose_grouped_tucker
 from .moments import Moments
 from .score_tensor import ScoreTensor
 from .solution import Solution
-from .sparse_cp import decompose_sparse_cp
-from .svd import decompose_svd
+from .solvers import SOLVERS
 from .tensorly_solver import solve_with_tensorly
-from .tucker import TuckerRanks, decompose_tucker
 from .whitening import Metric
 
 
@@ -161,12 +156,13 @@ class Problem:
         Returns:
             The factors.
         """
-        _check(plan, self.scores)
+        plan.check(self.scores.shape)
         if plan.tied and self.key_metric is not self.query_metric:
             raise DecompositionError("tied queries and keys need the moments of one input, got two")
         whitened = self.exact if plan.content_bias == "exact" else self.folded
         if solver is None:
-            solution = _solve(whitened, plan, seed, max_sweeps, tol)
+            options = {"tol": tol} | ({} if max_sweeps is None else {"max_sweeps": max_sweeps})
+            solution = SOLVERS[plan.method](whitened, plan, seed, options)
         else:
             solution = solve_with_tensorly(whitened, plan, solver, seed, max_sweeps, tol)
         solution = replace(
@@ -177,50 +173,9 @@ class Problem:
         return _assemble(self.scores, plan, solution, self.mean)
 
 
-def _check(plan: LayerPlan, scores: ScoreTensor) -> None:
-    """Refuse plans that the solvers can't follow."""
-    plan.check(scores.shape)
-    if plan.method != "tucker" and plan.key_rank != plan.query_rank:
-        raise RankError(
-            f"key_rank must equal query_rank for {plan.method}, got {plan.key_rank} and {plan.query_rank}"
-        )
-    if plan.head_rank is not None and plan.score_width < plan.key_rank // plan.key_groups:
-        raise RankError(
-            f"score_width must be key_rank / key_groups with head_rank, got {plan.score_width} and "
-            f"{plan.key_rank // plan.key_groups}"
-        )
-    full_rank, head_dim = scores.shape.full_rank, scores.shape.head_dim
-    if plan.method == "copy" and (plan.query_rank, plan.score_width) != (full_rank, head_dim):
-        raise RankError(
-            f"rank and score_width must be {full_rank} and {head_dim} for copy, "
-            f"got {plan.query_rank} and {plan.score_width}"
-        )
-
-
-def _solve(scores: ScoreTensor, plan: LayerPlan, seed: int, max_sweeps: int | None, tol: float) -> Solution:
-    options: dict[str, Any] = {"tol": tol}
-    if max_sweeps is not None:
-        options["max_sweeps"] = max_sweeps
-    if plan.method == "cp" and plan.score_width < plan.query_rank:
-        return decompose_sparse_cp(scores, plan.query_rank, plan.score_width, **options)
-    if plan.method == "cp":
-        return decompose_cp(scores, plan.query_rank, **options)
-    if plan.method == "tucker" and (plan.key_groups > 1 or plan.head_rank is not None):
-        group_rank = plan.key_rank // plan.key_groups
-        sizes = plan.query_rank, group_rank, plan.key_groups, plan.head_rank
-        return decompose_grouped_tucker(scores, *sizes, seed=seed, **options)
-    if plan.method == "tucker":
-        ranks = TuckerRanks(plan.query_rank, plan.key_rank, plan.score_width, plan.tied)
-        return decompose_tucker(scores, ranks, **options)
-    if plan.method == "svd":
-        return decompose_svd(scores, plan.query_rank, min(plan.score_width, scores.shape.head_dim))
-    heads = scores.query.transpose(0, 1).flatten(1), scores.key.transpose(0, 1).flatten(1)
-    return Solution(*heads, {}, scores.query_bias, [0.0])
-
-
 def _assemble(scores: ScoreTensor, plan: LayerPlan, solution: Solution, mean: Tensor) -> SharedFactors:
     """Build the mixing, and settle what the mean input leaves to the content bias."""
-    if plan.method == "svd":
+    if "index" in solution.mixing:
         plan = replace(plan, score_width=solution.mixing["index"].shape[1])
     mixing = build_mixing(plan, scores.shape.num_heads).to(scores.query)
     state = dict(solution.mixing)

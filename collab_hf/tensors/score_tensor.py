@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DecompositionError
-from ..modeling.plan import AttentionShape
+from ..modeling.shapes import AttentionShape
 from .linalg import top_eigenvectors
 from .whitening import Metric
 

@@ -36,19 +36,20 @@ def solve_with_tensorly(
             modes, a plan of another form, or a failure inside of tensorly.
     """
     function = _find(solver)
-    width = plan.query_rank if plan.method == "cp" else plan.key_rank
-    structured = plan.key_groups > 1 or plan.tied
-    if plan.method not in ("cp", "tucker") or structured or plan.score_width != width:
+    structured = (
+        plan.key_groups > 1 or plan.tied or plan.form.mixing(plan) not in ("DiagonalMixing", "CoreMixing")
+    )
+    if structured or plan.score_width != plan.key_rank:
         raise DecompositionError(
             f"solver {solver} needs method cp without dims_per_head, or tucker with score_width = key_rank, "
             f"no key_groups, not tied, got {plan}"
         )
-    if ("tucker" in solver) != (plan.method == "tucker"):
+    if ("tucker" in solver) != (plan.form.container == "tucker"):
         raise DecompositionError(f"solver {solver} does not fit method {plan.method}")
     ranks: Any = plan.query_rank
     options: dict[str, Any] = {"random_state": seed, "tol": tol, "n_iter_max": max_sweeps}
     known = inspect.signature(function).parameters
-    if plan.method == "tucker":
+    if plan.form.container == "tucker":
         ranks = [plan.query_rank, plan.head_rank or scores.shape.num_heads, plan.key_rank]
         if "modes" in known:
             ranks, options["modes"] = [plan.query_rank, plan.key_rank], [0, 2]
@@ -87,7 +88,7 @@ def _read(result: Any, scores: ScoreTensor, plan: LayerPlan, solver: str) -> Sol
     core = None if core is None else _from_tensorly(core, scores)
     modes = [_from_tensorly(factor, scores) for factor in factors]
     heads = scores.shape.num_heads
-    if plan.method == "cp":
+    if plan.form.container == "cp":
         if len(modes) != 3 or any(m.shape[1] != plan.query_rank for m in modes):
             raise DecompositionError(f"{solver} must give a CP tensor of rank {plan.query_rank} for cp")
         query, weights, key = modes

@@ -10,51 +10,50 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ...host.sites import AttentionSite, AttentionSites
 from ...modeling.attention import CollabAttention
 from ...modeling.conversion import put_together_
 from ...modeling.errors import RankError
-from ...modeling.families import Family
 from ...tensors.factors import SharedFactors
 from .graft import key_rows
 
 
 @contextmanager
-def replaced(
-    layers: Mapping[str, tuple[nn.Module, Family]], factors: Mapping[str, SharedFactors]
-) -> Iterator[None]:
+def replaced(sites: AttentionSites, factors: Mapping[str, SharedFactors]) -> Iterator[None]:
     """Let dense layers compute the scores of shared factors inside the with block.
 
     A head whose scores are no wider than head_dim is a dense head with weights A P_h and B Q_h, so the host
     serves as it is and nothing is converted.
 
     Args:
-        layers: dense attention module and family by name.
-        factors: shared factors for some of the layers, each with `fits_head`.
+        sites: dense attention modules by name.
+        factors: shared factors for some of them, with scores no wider than a head and a folded content bias.
 
     Yields:
         Nothing.
     """
     with ExitStack() as stack, torch.no_grad():
         for name, result in factors.items():
-            module, family = layers[name]
-            stack.enter_context(_replaced_layer(module, family, result))
+            stack.enter_context(_replaced_layer(sites[name], result))
         yield
 
 
 @contextmanager
-def _replaced_layer(module: nn.Module, family: Family, factors: SharedFactors) -> Iterator[None]:
-    head_dim = family.shape(module).head_dim
+def _replaced_layer(site: AttentionSite, factors: SharedFactors) -> Iterator[None]:
+    head_dim = site.shape.head_dim
 
     def dense(shared: Tensor, maps: Tensor) -> Tensor:
         # (D, R) (H, R, w) -> (H * d, D), zeros beyond the score width
         weight = torch.nn.functional.pad((shared @ maps.to(shared)).mT, (0, 0, 0, head_dim - maps.shape[2]))
         return weight.flatten(0, 1)
 
-    mixing, bias = factors.mixing, factors.mixing.bias
+    mixing = factors.mixing
+    bias: Tensor | None = mixing.bias
     if bias is not None:
         bias = torch.nn.functional.pad(bias, (0, head_dim - bias.shape[1])).flatten()
     queries = dense(factors.shared_query, mixing.query_maps())
-    restore = family.swap_heads_(module, queries, bias, dense(factors.shared_key, mixing.key_maps()))
+    keys = dense(factors.shared_key, mixing.key_maps())
+    restore = site.family.swap_heads_(site.module, queries, bias, keys)
     try:
         yield
     finally:
@@ -105,6 +104,13 @@ def dense_factors(module: CollabAttention, name: str, nearest: bool) -> DenseHea
                     f"compress with folded content bias and a score width of at most {head_dim}, or pass "
                     "nearest=True"
                 )
+        if bias.any() and not (module.collab_biases[0] or hasattr(module.config, "qkv_bias")):
+            if not nearest:
+                raise RankError(
+                    f"{module.collab_host.__name__} has no query bias that could hold the content bias "
+                    f"({name}); pass nearest=True to leave it out"
+                )
+            bias = torch.zeros_like(bias)
         missing = head_dim - query.shape[2]
         pad = torch.nn.functional.pad
         return DenseHeads(pad(query, (0, missing)), pad(key, (0, missing)), pad(bias, (0, missing)))
@@ -145,10 +151,11 @@ def install_dense_(module: CollabAttention, dense: DenseHeads) -> None:
     if family.lacks_key(module):
         setattr(module, family.key, copy.deepcopy(query))
     key = family.projection(module, "key")
-    has_bias = family.projection(module, "value").bias is not None or bool(dense.bias.any())
-    for linear, weight, bias in (
-        (query, dense.query, dense.bias),
-        (key, dense.key, torch.zeros_like(dense.bias)),
+    of_query, of_key = module.collab_biases
+    gains_bias = not of_query and bool(dense.bias.any())
+    for linear, weight, bias, has_bias in (
+        (query, dense.query, dense.bias, of_query or gains_bias),
+        (key, dense.key, torch.zeros_like(dense.bias), of_key or gains_bias),
     ):
         old = linear.weight
         # (H, D, d) -> (H*d, D)
@@ -157,9 +164,9 @@ def install_dense_(module: CollabAttention, dense: DenseHeads) -> None:
         if has_bias:
             linear.bias = nn.Parameter(bias.flatten().to(old.dtype), requires_grad=old.requires_grad)
         linear.out_features = len(weight)
-    if has_bias:
+    if gains_bias:
         _add_value_bias_(module)
-    del module.mixing, module.collab_plan
+    del module.mixing, module.collab_plan, module.collab_biases
     module.__class__ = type(module).__bases__[1]
     put_together_(module)
 

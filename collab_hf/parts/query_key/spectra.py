@@ -7,14 +7,14 @@ iterations of `tensors` reach.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ...config import CollabConfig
-from ...modeling.plan import AttentionShape, ContentBias, LayerPlan
+from ...modeling.plan import ContentBias, LayerPlan
+from ...modeling.shapes import AttentionShape
 from ...tensors import ScoreTensor
 from ...tensors.moments import LayerStatistics
 from ...tensors.svd import allot_ranks, slice_svd
@@ -33,34 +33,6 @@ _WIDTHS = 8
 
 # Query and key ranks further apart than this never had the least error at their size on the models measured.
 _MOST_SKEW = 4
-
-# A form above this share of the dense parameters is not worth its error.
-_MOST_SHARE = 0.9
-
-
-@dataclass(frozen=True)
-class Form:
-    """One form that a layer may take.
-
-    Attributes:
-        plan: the form, or None for dense.
-        error: relative error ||T - T^||_F / ||T||_F by truncation, in the metric of the data.
-        parameters: trainable numbers of query and key (biases of the dense form aside).
-    """
-
-    plan: LayerPlan | None
-    error: float
-    parameters: int
-
-    @property
-    def kind(self) -> str:
-        """What the form is, ranks aside."""
-        plan = self.plan
-        if plan is None or plan.method != "tucker":
-            return "dense" if plan is None else plan.method
-        if plan.tied:
-            return "tied tucker"
-        return "tucker, narrowed keys" if plan.narrows_keys else "tucker, one shared key"
 
 
 def seen_scores(scores: ScoreTensor, statistics: LayerStatistics | None, damping: float) -> ScoreTensor:
@@ -88,52 +60,6 @@ def seen_scores(scores: ScoreTensor, statistics: LayerStatistics | None, damping
     return scores.absorb_mean(statistics.query.mean).whiten(query, key)
 
 
-def layer_forms(scores: ScoreTensor, config: CollabConfig, *, cross: bool = False) -> list[Form]:
-    """Every form worth a thought for one layer, dense included, none dominated by another of its kind.
-
-    Args:
-        scores: the layer's scores as the softmax sees them (`seen_scores`).
-        config: the layer's settings.
-        cross: whether queries and keys come from different sequences.
-
-    Returns:
-        Forms by kind, and within a kind by rising size.
-    """
-    most = _MOST_SHARE * scores.shape.dense_parameters
-    by_kind: dict[str, list[Form]] = {}
-    for form in all_forms(scores, config, cross=cross):
-        if form.plan is None or form.parameters <= most:
-            by_kind.setdefault(form.kind, []).append(form)
-    # Sweeps lower the errors of some kinds further than those of others.
-    return [form for forms in by_kind.values() for form in worthwhile(forms)]
-
-
-def all_forms(scores: ScoreTensor, config: CollabConfig, *, cross: bool = False) -> list[Form]:
-    """Every form of one layer on the grid of ranks, dense first; scores are never wider than head_dim.
-
-    Args:
-        scores: the layer's scores as the softmax sees them (`seen_scores`).
-        config: the layer's settings.
-        cross: whether queries and keys come from different sequences.
-
-    Returns:
-        Forms in no particular order.
-    """
-    shape = scores.shape
-    bias: ContentBias = "exact" if config.content_bias == "exact" else "folded"
-    if bias == "exact":
-        scores = scores.without_bias()
-    norm = float(scores.squared_norm)
-    found = [Form(None, 0.0, shape.dense_parameters)]
-    if norm > 0:
-        forms = [*_svd_forms(scores, bias), *_tucker_forms(scores, bias)]
-        if not cross and shape.query_size == shape.key_size:
-            forms += _tied_forms(scores, bias)
-        for plan, squared in forms:
-            found.append(Form(plan, max(squared / norm, 0.0) ** 0.5, plan.num_parameters(shape)))
-    return found
-
-
 def rank_grid(most: int) -> list[int]:
     """Multiples of 8 that grow by a tenth at least, up to `most`; small layers get every rank.
 
@@ -157,8 +83,16 @@ def _widths(shape: AttentionShape) -> list[int]:
     return list(range(step, shape.head_dim + 1, step))
 
 
-def _svd_forms(scores: ScoreTensor, bias: ContentBias) -> Iterator[tuple[LayerPlan, float]]:
-    """Per-head truncation: the least errors of heads that share nothing."""
+def svd_spectrum(scores: ScoreTensor, bias: ContentBias) -> Iterator[tuple[LayerPlan, float]]:
+    """Per-head truncation: the least errors of heads that share nothing.
+
+    Args:
+        scores: the layer's scores as the softmax sees them (`seen_scores`).
+        bias: what becomes of the content bias.
+
+    Yields:
+        Plans on the grid of ranks, and their squared errors.
+    """
     values = slice_svd(scores)[1]
     total = float(values.square().sum())
     order = values.flatten().square().sort(descending=True)[0].cumsum(0)
@@ -167,8 +101,16 @@ def _svd_forms(scores: ScoreTensor, bias: ContentBias) -> Iterator[tuple[LayerPl
         yield LayerPlan("svd", rank, rank, width, content_bias=bias), total - float(order[rank - 1])
 
 
-def _tucker_forms(scores: ScoreTensor, bias: ContentBias) -> Iterator[tuple[LayerPlan, float]]:
-    """Shared query and key bases; the key read whole, or narrowed per head where it is wider than a score."""
+def tucker_spectrum(scores: ScoreTensor, bias: ContentBias) -> Iterator[tuple[LayerPlan, float]]:
+    """Shared query and key bases; the key read whole, or narrowed per head where it is wider than a score.
+
+    Args:
+        scores: the layer's scores as the softmax sees them (`seen_scores`).
+        bias: what becomes of the content bias.
+
+    Yields:
+        Plans on the grid of ranks, and their squared errors.
+    """
     shape = scores.shape
     ranks = rank_grid(min(shape.query_size, shape.key_size, shape.full_rank))
     query_basis, key_basis = (basis[:, : ranks[-1]] for basis in scores.directions)
@@ -196,8 +138,16 @@ def _tucker_forms(scores: ScoreTensor, bias: ContentBias) -> Iterator[tuple[Laye
                 yield plan, total - kept
 
 
-def _tied_forms(scores: ScoreTensor, bias: ContentBias) -> Iterator[tuple[LayerPlan, float]]:
-    """One basis for queries and keys; the key read whole, or narrowed per head."""
+def tied_spectrum(scores: ScoreTensor, bias: ContentBias) -> Iterator[tuple[LayerPlan, float]]:
+    """One basis for queries and keys; the key read whole, or narrowed per head.
+
+    Args:
+        scores: the layer's scores as the softmax sees them (`seen_scores`).
+        bias: what becomes of the content bias.
+
+    Yields:
+        Plans on the grid of ranks, and their squared errors.
+    """
     shape = scores.shape
     ranks = rank_grid(min(shape.query_size, shape.full_rank))
     basis = scores.joint_directions[:, : ranks[-1]]
@@ -285,22 +235,3 @@ def _slice_squares(query_gram: Tensor, key_grams: Tensor) -> Tensor:
     root = vectors * values.clamp_min(0).sqrt().unsqueeze(-2)
     squares: Tensor = torch.linalg.eigvalsh(root.mT @ key_grams @ root).clamp_min(0)
     return squares.flip(-1)
-
-
-def worthwhile(forms: Sequence[Form]) -> list[Form]:
-    """Forms that no other one equals or beats in size, score width and error.
-
-    Args:
-        forms: forms of one layer.
-
-    Returns:
-        Some of them, by rising size.
-    """
-    kept: list[Form] = []
-    least: dict[float, float] = {}  # error by score width, of those that are no larger
-    for form in sorted(forms, key=lambda f: (f.parameters, f.error, f.plan.score_width if f.plan else 0)):
-        width = form.plan.score_width if form.plan else float("inf")
-        if all(error > form.error for other, error in least.items() if other <= width):
-            kept.append(form)
-            least[width] = form.error
-    return kept
