@@ -75,6 +75,12 @@ def text(batch: int = 2, length: int = 7) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def text_beside_states() -> dict[str, Tensor]:
+    """For a decoder alone: ids, and what an encoder would give it."""
+    states = torch.randn(2, 4, HIDDEN, generator=torch.Generator().manual_seed(3))
+    return {**text(), "encoder_hidden_states": states}
+
+
 def image(batch: int = 2) -> dict[str, Tensor]:
     """Pixels."""
     return {"pixel_values": torch.randn(batch, 3, 16, 16, generator=torch.Generator().manual_seed(3))}
@@ -183,7 +189,7 @@ def build(name: str, backend: str | None = None) -> PreTrainedModel:
                 nn.init.normal_(parameter, std=0.5)
             elif parameter.dim() == 1:
                 nn.init.normal_(parameter, mean=1.0, std=0.3)  # gains of norms, and layer scales
-            elif parameter.dim() > 1 and parameter.std() < 0.1:
+            elif parameter.dim() > 1 and parameter.std(correction=0) < 0.1:
                 nn.init.normal_(parameter, std=0.2)
     return model.eval()
 
@@ -388,6 +394,12 @@ CASES: dict[str, Case] = {
         generates=True,
     ),
     "biogpt": Case("BioGptForCausalLM", _TEXT, generates=True),
+    "trocr": Case(
+        "TrOCRForCausalLM",
+        {**_SEQ2SEQ, "is_decoder": True, "cross_attention_hidden_size": HIDDEN},
+        text_beside_states,
+        modules=4,
+    ),
     "xglm": Case(
         "XGLMForCausalLM",
         {
@@ -436,4 +448,39 @@ CASES: dict[str, Case] = {
     ),
 }
 
-REFUSED: dict[str, Case] = {}
+
+_GROUPED = {**_TEXT, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6}
+
+# Models whose queries and keys stay, but whose values, outputs and feed-forwards are known.
+REFUSED: dict[str, Case] = {
+    **{
+        name: Case(head, _GROUPED)
+        for name, head in (
+            ("cohere", "CohereModel"),
+            ("gemma", "GemmaModel"),
+            ("gemma2", "Gemma2Model"),
+            ("gemma3_text", "Gemma3TextModel"),
+            ("granite", "GraniteModel"),
+            ("llama", "LlamaForCausalLM"),
+            ("mistral", "MistralModel"),
+            ("olmo", "OlmoModel"),
+            ("olmo2", "Olmo2Model"),
+            ("qwen2", "Qwen2Model"),
+            ("qwen3", "Qwen3Model"),
+            ("smollm3", "SmolLM3Model"),
+        )
+    },
+    "nomic_bert": Case("NomicBertModel", _TEXT),
+    "modernbert": Case("ModernBertModel", {**_TEXT, "cls_token_id": 1, "sep_token_id": 2}),
+    "roformer": Case("RoFormerModel", {**_TEXT, "embedding_size": 24}),
+    "esm-rotary": Case(
+        "EsmModel", {**_TEXT, "position_embedding_type": "rotary", "mask_token_id": 3}, model_type="esm"
+    ),
+    "deberta": Case("DebertaModel", {**_TEXT, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
+    "deberta-v2": Case(
+        "DebertaV2Model",
+        {**_TEXT, "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8},
+    ),
+    "dinov3_vit": Case("DINOv3ViTModel", {**_IMAGE, "num_attention_heads": 3}, image),
+    "wavlm": Case("WavLMModel", _SPEECH, waves),
+}

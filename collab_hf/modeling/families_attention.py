@@ -30,7 +30,6 @@ from .families_row import Family
 _BERT_LIKE = {
     "bert": "Bert",
     "bert-generation": "BertGeneration",
-    "bridgetower": "BridgeTower",
     "camembert": "Camembert",
     "data2vec-text": "Data2VecText",
     "electra": "Electra",
@@ -43,7 +42,6 @@ _BERT_LIKE = {
 _BERT_LIKE_PRE_NORM = {
     "roberta-prelayernorm": "RobertaPreLayerNorm",
     "xlm-roberta-xl": "XLMRobertaXL",
-    "xmod": "Xmod",
 }
 
 FAMILIES: dict[str, Family] = {
@@ -56,10 +54,7 @@ FAMILIES: dict[str, Family] = {
         LAYOUT,
         "SelfAttention",
         {
-            "align": "AlignText",
-            "altclip": "AltRoberta",
             "chinese_clip": "ChineseCLIPText",
-            "clap": "ClapText",
             "layoutlm": "LayoutLM",
             "markuplm": "MarkupLM",
             "splinter": "Splinter",
@@ -136,7 +131,7 @@ FAMILIES: dict[str, Family] = {
     **rows(
         DPT,
         "SelfAttention",
-        {"dpt": "DPT", "videomae": "VideoMAE", "vitpose_backbone": "VitPoseBackbone", "yolos": "Yolos"},
+        {"dpt": "DPT", "videomae": "VideoMAE", "yolos": "Yolos"},
     ),
     **rows(
         BERT,
@@ -153,9 +148,7 @@ FAMILIES: dict[str, Family] = {
         {
             "data2vec-audio": "Data2VecAudio",
             "hubert": "Hubert",
-            "sew": "SEW",
             "unispeech": "UniSpeech",
-            "unispeech-sat": "UniSpeechSat",
             "wav2vec2": "Wav2Vec2",
         },
     ),
@@ -170,13 +163,9 @@ FAMILIES: dict[str, Family] = {
         CLIP,
         "Attention",
         {
-            "altclip": "AltCLIP",
             "clip": "CLIP",
             "clipseg": "CLIPSeg",
-            "metaclip_2": "MetaClip2",
             "siglip": "Siglip",
-            "siglip2": "Siglip2",
-            "xclip": "XCLIP",
         },
     ),
     **rows(CLIP, "Attention", {"chinese_clip": "ChineseCLIPVision"}),
@@ -194,9 +183,7 @@ FAMILIES: dict[str, Family] = {
             "blenderbot": "Blenderbot",
             "m2m_100": "M2M100",
             "mbart": "MBart",
-            "nllb-moe": "NllbMoe",
             "pegasus": "Pegasus",
-            "pegasus_x": "PegasusX",
             "speech_to_text": "Speech2Text",
             "trocr": "TrOCR",
             "whisper": "Whisper",
@@ -206,12 +193,8 @@ FAMILIES: dict[str, Family] = {
         T5,
         "Attention",
         {
-            "longt5": "LongT5",
             "mt5": "MT5",
-            "pop2piano": "Pop2Piano",
-            "switch_transformers": "SwitchTransformers",
             "t5": "T5",
-            "udop": "Udop",
         },
     ),
     "UMT5Attention": replace(
@@ -254,13 +237,20 @@ FAMILIES: dict[str, Family] = {
             "smollm3": "SmolLM3",
         },
     ),
-    **rows(LLAMA, "Attention", {"nomic_bert": "NomicBert"}, num_key_value_heads=None),
+    **rows(
+        LLAMA,
+        "Attention",
+        {"nomic_bert": "NomicBert"},
+        num_key_value_heads=None,
+        gain="..post_attention_layernorm.weight",
+    ),
     **rows(
         VIT,
         "Attention",
         {"dinov3_vit": "DINOv3ViT"},
         num_heads="num_heads",
         dropout="dropout",
+        gain="..layer_scale1.lambda1",
         refuses=ROTARY,
     ),
     "ModernBertAttention": replace(
