@@ -34,3 +34,7 @@ class RecoveryError(CollabError):
 
 class DecompositionError(CollabError):
     """Weights that can't be decomposed, such as ones with NaN, or a solver that failed."""
+
+
+class LayerError(CollabError):
+    """Inputs, masks or a cache that an attention layer can't take."""

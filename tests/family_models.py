@@ -189,7 +189,7 @@ def build(name: str, backend: str | None = None) -> PreTrainedModel:
                 nn.init.normal_(parameter, std=0.5)
             elif parameter.dim() == 1:
                 nn.init.normal_(parameter, mean=1.0, std=0.3)  # gains of norms, and layer scales
-            elif parameter.dim() > 1 and parameter.std(correction=0) < 0.1:
+            elif parameter.dim() > 1 and parameter.numel() > 1 and parameter.std() < 0.1:
                 nn.init.normal_(parameter, std=0.2)
     return model.eval()
 

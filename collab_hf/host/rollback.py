@@ -1,8 +1,8 @@
-"""Take back what was done to a model when a later step fails."""
+"""Take back what was done to a model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,16 +22,42 @@ def undone_on_error(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    objects: list[Any] = list(model.modules())
-    configs = {id(c): c for m in objects if (c := getattr(m, "config", None)) is not None}
-    kept = [(item, item.__class__, _contents(item)) for item in [*objects, *configs.values()]]
+    undo = _undo(model)
     try:
         yield
     except BaseException:
+        undo()
+        raise
+
+
+@contextmanager
+def undone(model: nn.Module) -> Iterator[None]:
+    """Leave a model as it was found in any case, likewise.
+
+    Args:
+        model: any module.
+
+    Yields:
+        Nothing.
+    """
+    undo = _undo(model)
+    try:
+        yield
+    finally:
+        undo()
+
+
+def _undo(model: nn.Module) -> Callable[[], None]:
+    objects: list[Any] = list(model.modules())
+    configs = {id(c): c for m in objects if (c := getattr(m, "config", None)) is not None}
+    kept = [(item, item.__class__, _contents(item)) for item in [*objects, *configs.values()]]
+
+    def undo() -> None:
         for item, cls, contents in kept:
             item.__class__ = cls
             _restore(item, contents)
-        raise
+
+    return undo
 
 
 def _contents(item: Any) -> list[tuple[str, Any, dict[Any, Any] | None]]:

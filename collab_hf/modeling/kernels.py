@@ -259,15 +259,21 @@ def _attend_piece_(
     output.copy_(result.view(batch, heads, length, -1).transpose(1, 2))
 
 
-def _fold(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    scaling: float,
-    dropout: float,
+def attention_weights(
+    query: Tensor, key: Tensor, bias: Tensor | None, mask: Tensor | None, scaling: float
 ) -> Tensor:
+    """softmax(query key^T * scaling + bias + mask) itself.
+
+    Args:
+        query: (B, H, T, W).
+        key: (B, 1, S, W) shared by all heads, or (B, H, S, W).
+        bias: content bias of (B, H, 1, S), already scaled, or None.
+        mask: None, boolean (True attends) or additive, broadcastable to (B, H, T, S).
+        scaling: factor of the scores.
+
+    Returns:
+        (B, H, T, S); zeros where a query may attend nothing.
+    """
     batch, heads, length, width = query.shape
     # (B, H, T, W) -> (B, H*T, W) against one shared key (B, W, S): one product instead of H
     if key.shape[1] == 1:
@@ -287,8 +293,19 @@ def _fold(
             blocked = (mask == float("-inf")).all(-1, keepdim=True)
             scores = scores + mask.masked_fill(blocked, 0.0)
     weights = scores.softmax(-1)
-    if blocked is not None:
-        weights = weights.masked_fill(blocked, 0.0)
+    return weights if blocked is None else weights.masked_fill(blocked, 0.0)
+
+
+def _fold(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    scaling: float,
+    dropout: float,
+) -> Tensor:
+    weights = attention_weights(query, key, bias, mask, scaling)
     if dropout:
         weights = torch.nn.functional.dropout(weights, dropout)
     return torch.matmul(weights, value)

@@ -116,7 +116,7 @@ class Mixing(nn.Module):
 
     def _split_heads(self, flat: Tensor, width: int) -> Tensor:
         # (B, T, H*W) -> (B, H, T, width). Zeros are cheaper to copy in than to compute as part of a product.
-        return _pad(flat.view(*flat.shape[:-1], self.num_heads, -1), width).transpose(1, 2)
+        return _pad(flat.unflatten(-1, (self.num_heads, -1)), width).transpose(1, 2)
 
     def _shared_key(self, shared: Tensor, width: int) -> Tensor:
         return _pad(shared, width).unsqueeze(1)
@@ -211,7 +211,7 @@ class SelectionMixing(Mixing):
         # The row of zeros that is appended last is the one that index -1 reads.
         rows = F.pad(shared.transpose(1, 2), (0, 0, 0, 1))
         picked = rows.index_select(1, self.index.flatten() % rows.shape[1])
-        return picked.view(shared.shape[0], self.num_heads, self.score_width, -1)
+        return picked.view(shared.shape[0], self.num_heads, self.score_width, shared.shape[1])
 
     def query_maps(self) -> Tensor:  # noqa: D102
         maps = self.key_maps()

@@ -80,15 +80,10 @@ class HeadsPlan(_Plan):
             RankError: heads that the layer doesn't have, or none.
         """
         family = attention_row(module)
-        heads = family.heads(module)
-        if (
-            not self.kept
-            or list(self.kept) != sorted(set(self.kept))
-            or not 0 <= self.kept[0] <= self.kept[-1] < heads
-        ):
+        heads, numbers = family.heads(module), list(self.kept)
+        if not numbers or numbers != sorted(set(numbers)) or numbers[0] < 0 or numbers[-1] >= heads:
             raise RankError(
-                f"heads must be ascending numbers from 0 to {heads - 1}, at least one, got {list(self.kept)} "
-                f"({where})"
+                f"heads must be rising numbers from 0 to {heads - 1}, at least one, got {numbers} ({where})"
             )
         width = len(self.kept) * family.width(module)
         projections: list[Any] = [family.projection(module, role) for role in ("query", "key", "value")]

@@ -1,0 +1,1 @@
+"""Feed-forwards with fewer neurons."""

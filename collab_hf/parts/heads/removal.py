@@ -1,0 +1,102 @@
+"""Heads as a part: whole heads go in the order of the optimal brain surgeon, the others take over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...host.sites import AttentionSite, AttentionSites, attention_sites
+from ...modeling.shapes import AttentionShape
+from ...modeling.shrinking import HeadsPlan
+from ...tensors.moments import Moments
+from ...tensors.surgeon import RemovalPath, refit, removal_path
+from ..part import Option
+from ..shrunk import ShrinkingPart, Shrunk, factors_of, rows_of
+
+
+class Heads(ShrinkingPart):
+    """The heads of attention layers."""
+
+    name = "heads"
+
+    def sites(self, model: Any) -> AttentionSites:
+        """The attention layers of a model, by name."""
+        return attention_sites(model)
+
+    def output(self, site: AttentionSite) -> Any:
+        """The projection that reads all heads."""
+        return site.at(site.family.output)
+
+    def parameters(self, plan: HeadsPlan | None, shape: AttentionShape) -> int:
+        """Weights and biases of query, key, value and output, the output's bias aside."""
+        heads = shape.num_heads if plan is None else len(plan.kept)
+        width = heads * shape.head_dim
+        return width * 2 * (shape.query_size + shape.key_size) + 3 * width
+
+    def operations(self, plan: HeadsPlan | None, shape: AttentionShape, length: int) -> int:
+        """Floating-point operations of the whole attention for one sequence, two for each multiply-add."""
+        width = (shape.num_heads if plan is None else len(plan.kept)) * shape.head_dim
+        return 2 * length * width * (2 * (shape.query_size + shape.key_size) + 2 * length)
+
+    def trial(self, site: AttentionSite, moments: Moments) -> HeadTrial:
+        """The order in which heads go, and what each number of heads costs.
+
+        Args:
+            site: a dense attention layer.
+            moments: of what the output projection reads.
+
+        Returns:
+            The options, and the means to solve them.
+
+        Raises:
+            DecompositionError: weights or moments that are not finite.
+        """
+        weight, _ = factors_of(self.output(site), site.name)
+        head_dim = site.shape.head_dim
+        path = removal_path(moments, weight, group=head_dim, output_weights=site.gain(), keep=head_dim)
+        options = []
+        for heads in range(1, site.shape.num_heads + 1):
+            plan = None if heads == site.shape.num_heads else HeadsPlan(kept_heads(path, heads))
+            options.append(Option(plan, self.parameters(plan, site.shape), path.error(heads * head_dim)))
+        return HeadTrial(site, moments, path, tuple(options))
+
+
+@dataclass(frozen=True, eq=False)
+class HeadTrial:
+    """One attention layer with the order in which its heads go.
+
+    Attributes:
+        site: the layer.
+        moments: of all heads' outputs side by side.
+        path: the order.
+        options: numbers of heads with their predicted errors, the dense one included.
+    """
+
+    site: AttentionSite
+    moments: Moments
+    path: RemovalPath
+    options: tuple[Option, ...]
+
+    def solve(self, plan: HeadsPlan) -> Shrunk:
+        """The heads that stay, and the output projection refitted to them."""
+        row, site, head_dim = self.site.family, self.site, self.site.shape.head_dim
+        columns = columns_of(plan, head_dim)
+        weight, bias = factors_of(site.at(row.output), site.name)
+        weights: dict[str, tuple[Tensor, Tensor | None]] = {
+            path: rows_of(site.at(path), columns) for path in (row.query, row.key, row.value)
+        }
+        weights[row.output] = refit(self.moments, weight, bias, columns)
+        return Shrunk(plan, weights, self.path.error(len(plan.kept) * head_dim))
+
+
+def kept_heads(path: RemovalPath, heads: int) -> tuple[int, ...]:
+    """The heads that are left when so many are."""
+    return tuple(int(column) // path.group for column in path.kept(heads * path.group)[:: path.group])
+
+
+def columns_of(plan: HeadsPlan, head_dim: int) -> Tensor:
+    """The dimensions of the kept heads among those of all heads side by side."""
+    return (torch.tensor(plan.kept).unsqueeze(1) * head_dim + torch.arange(head_dim)).flatten()

@@ -1,0 +1,1 @@
+"""Values narrower than a head."""
