@@ -1,5 +1,9 @@
 """Every family by one set of tests: exact at full rank, trained, saved, loaded, generating, refused."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -239,3 +243,45 @@ def test_what_keeps_its_queries_and_keys_is_refused_by_name(name: str) -> None:
 
 def test_at_least_forty_model_types_are_compressed() -> None:
     assert len({case.model_type or name for name, case in CASES.items()}) >= 40
+
+
+FRESH = """
+import json, sys, torch, transformers
+for auto, directory in json.loads(sys.argv[1]).items():
+    auto = auto.partition(":")[0]
+    inputs, want = torch.load(directory + "/answer.pt")
+    model = getattr(transformers, auto).from_pretrained(directory, trust_remote_code=True).eval()
+    with torch.no_grad():
+        assert torch.equal(model(**inputs)[0], want), directory
+assert "collab_hf" not in sys.modules
+print("equal")
+"""
+# One of each contract, by the Auto class that loads it.
+FAR = {
+    "AutoModelForMaskedLM": "mpnet",
+    "AutoModelForImageClassification": "vit",
+    "AutoModel": "clip",
+    "AutoModelForSeq2SeqLM": "t5",
+    "AutoModelForCausalLM": "gpt2",
+    "AutoModelForSpeechSeq2Seq": "whisper",
+    "AutoModelForImageTextToText": "vision-encoder-decoder",
+    "AutoModelForSeq2SeqLM:composite": "encoder-decoder",
+}
+
+
+def test_checkpoints_of_all_contracts_load_without_the_package(tmp_path: Path) -> None:
+    directories = {}
+    for auto, name in FAR.items():
+        model = build(name)
+        compress_(model, HALF)
+        model.save_pretrained(tmp_path / name)
+        inputs = CASES[name].inputs()
+        with torch.no_grad():
+            torch.save((inputs, model(**inputs)[0]), tmp_path / name / "answer.pt")
+        directories[auto] = str(tmp_path / name)
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, json.dumps(directories)],
+        capture_output=True, text=True, env=environment, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert done.stdout.strip() == "equal", done.stderr[-2000:]

@@ -36,6 +36,10 @@ class _CollabModel:
     """Mixed in before the host's model class."""
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        ours: Any = self.config_class  # type: ignore[attr-defined]
+        if type(config).__name__ == ours.__name__:
+            # Of a checkpoint's own code, transformers loads a copy for the config and one for the model.
+            config.__class__ = ours
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         plans = read_plans(config)
         apply_plans_(self, plans)  # type: ignore[arg-type]
