@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from .modeling.errors import ConfigError, RankError
 from .modeling.forms import FORMS
+from .modeling.kinds import checked_kinds, matches
 from .modeling.plan import ContentBias
 
 
@@ -45,6 +46,9 @@ class CollabConfig:
         hold_out: keep every fourth calibration example, 64 at most, out of the statistics, as planning does
             to measure on them; it stands in recipes that a plan wrote, so that they give the same again.
         precision: dtype inside the solvers, `float64` or `float32`.
+        attention: kinds of layers to compress, the others stay dense; none for all. A kind is one or more of
+            `self`, `cross`, `encoder`, `decoder`, `text` and `vision` (the towers of a model that has two),
+            joined by `-`: `decoder-cross`.
         layers: settings by layer name (shell-style pattern) that replace the fields above; the value `dense`
             leaves a layer alone.
 
@@ -72,10 +76,12 @@ class CollabConfig:
     reconstruct_steps: int = 75
     hold_out: bool = False
     precision: Literal["float64", "float32"] = "float64"
+    attention: tuple[str, ...] = ()
     layers: Mapping[str, Mapping[str, Any] | Literal["dense"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse settings that contradict each other."""
+        object.__setattr__(self, "attention", checked_kinds(self.attention))
         if self.method not in ("auto", *FORMS):
             raise ConfigError(f"method must be one of auto, {', '.join(FORMS)}, got {self.method!r}")
         if self.content_bias not in ("auto", *get_args(ContentBias)):
@@ -131,6 +137,8 @@ class CollabConfig:
         Raises:
             ConfigError: an override names an unknown field, or contradicts itself.
         """
+        if not matches(name, self.attention):
+            return None
         chosen: Mapping[str, Any] | str = {}
         for pattern, override in self.layers.items():
             if fnmatchcase(name, pattern):
@@ -154,7 +162,13 @@ class CollabConfig:
 
         Args:
             names: the model's attention layers.
+
+        Raises:
+            ConfigError: none of the layers is of the kinds in `attention`.
         """
+        names = list(names)
+        if not any(matches(name, self.attention) for name in names):
+            raise ConfigError(f"no layer is {' or '.join(self.attention)} attention: {', '.join(names)}")
         goals = [n for n in ("budget", *sorted(_TARGETS)) if getattr(self, n) is not None]
         settings = [found for name in names if (found := self.for_layer(name)) is not None]
         for goal in goals:
@@ -166,6 +180,8 @@ class CollabConfig:
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "layers"}
         defaults = {f.name: f.default for f in fields(self)}
         kept = {name: value for name, value in values.items() if value != defaults[name]}
+        if self.attention:
+            kept["attention"] = list(self.attention)
         if self.layers:
             kept["layers"] = {name: v if isinstance(v, str) else dict(v) for name, v in self.layers.items()}
         return kept

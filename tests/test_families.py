@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from collab_hf import CollabConfig, compress_
-from collab_hf.errors import FamilyError
+from collab_hf.errors import ConfigError, FamilyError
 from collab_hf.modeling.attention import CollabAttention
 from collab_hf.modeling.families import (
     Slot,
@@ -285,3 +286,33 @@ def test_checkpoints_of_all_contracts_load_without_the_package(tmp_path: Path) -
         capture_output=True, text=True, env=environment, cwd=tmp_path, check=False,
     )  # fmt: skip
     assert done.stdout.strip() == "equal", done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("name", "attention", "chosen"),
+    [
+        ("bart", ("cross",), "decoder.layers.*.encoder_attn"),
+        ("bart", "decoder-self,encoder", "*.self_attn"),
+        ("t5", ("encoder-self",), "encoder.*"),
+        ("clip", ("vision",), "vision_model.*"),
+        ("clip", ("text-self",), "text_model.*"),
+        ("encoder-decoder", ("decoder-self",), "decoder.*.attention.self"),
+        ("vision-encoder-decoder", ["cross"], "decoder.*.crossattention"),
+    ],
+)
+def test_some_kinds_of_layers_are_compressed(name: str, attention: Any, chosen: str, tmp_path: Path) -> None:
+    model = build(name)
+    report = compress_(model, CollabConfig(method="tucker", rank=12, score_width=8, attention=attention))
+    for layer in report.layers:
+        assert (layer.plan is not None) == fnmatchcase(layer.name, chosen), layer.name
+    assert CollabConfig.from_dict(report.config.to_dict()) == report.config
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    assert all(torch.equal(a, b) for a, b in zip(run(again, name), run(model, name), strict=True))
+
+
+def test_kinds_that_no_layer_has_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"attention must be kinds made of self, cross, .*got 'crossing'"):
+        CollabConfig(attention="crossing")
+    with pytest.raises(ConfigError, match=r"no layer is decoder or vision attention: encoder.layer.0"):
+        compress_(build("bert"), CollabConfig(method="copy", attention=("decoder", "vision")))

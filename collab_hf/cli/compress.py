@@ -58,6 +58,14 @@ MaxLoss = Annotated[
     typer.Option(metavar="X", help="auto: greatest divergence of the hidden states from the original's."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, its size, cost and loss, and stop.")]
+Attention = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND,..",
+        help="Layers to compress: self, cross, encoder, decoder, text, vision, or some joined by `-`, "
+        "such as decoder-cross.  [default: all]",
+    ),
+]
 Calibration = Annotated[
     str | None,
     typer.Option(
@@ -102,6 +110,7 @@ def compress(
     target_params: TargetParams = None,
     target_flops: TargetFlops = None,
     max_loss: MaxLoss = None,
+    attention: Attention = None,
     dry_run: DryRun = False,
     content_bias: Annotated[
         Literal["auto", "exact", "folded"] | None,
@@ -154,6 +163,7 @@ def compress(
         "target_params": target_params,
         "target_flops": target_flops,
         "max_loss": max_loss,
+        "attention": attention,
         "content_bias": content_bias,
         "calibration": calibration,
         "calibration_examples": calibration_examples,

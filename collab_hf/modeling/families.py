@@ -21,6 +21,7 @@ from .families_attention import FAMILIES
 from .families_copies import contract_of
 from .families_feed_forward import FEED_FORWARDS
 from .families_row import Family, FeedForward, Slot, slot_of
+from .kinds import is_cross
 
 __all__ = [
     "FAMILIES",
@@ -35,7 +36,6 @@ __all__ = [
     "feed_forward_layers",
     "feed_forward_row",
     "find_host",
-    "is_cross",
     "register_family",
     "relative_name",
     "row_of_class",
@@ -47,9 +47,6 @@ __all__ = [
 _REGISTERED: dict[type[nn.Module], Family] = {}
 _REGISTERED_FEED_FORWARDS: dict[type[nn.Module], FeedForward] = {}
 _FOUND: dict[type[nn.Module], Family | None] = {}
-
-# Names that layers around attention give to the one between two sequences.
-_CROSS_NAMES = frozenset({"crossattention", "cross_attention", "encoder_attn", "EncDecAttention"})
 
 
 def row_of_class(host: type[nn.Module]) -> Family | None:
@@ -124,11 +121,6 @@ def feed_forward_row(module: nn.Module) -> FeedForward:
     if row is None:
         raise ConfigError(f"{host.__name__} is no feed-forward class that collab_hf knows")
     return row
-
-
-def is_cross(name: str) -> bool:
-    """Whether a module's name says that it attends another sequence."""
-    return not _CROSS_NAMES.isdisjoint(name.split(".")[-2:])
 
 
 @lru_cache(maxsize=1024)

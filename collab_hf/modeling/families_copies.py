@@ -76,7 +76,7 @@ def _is_copy(host: type[nn.Module], row: Family) -> bool:
     named = _names(host)
     if not named:
         return False
-    code: Any = host.forward.__code__  # type: ignore[attr-defined]
+    code: Any = host.forward.__code__
     own = {row.query, row.key, row.value, row.head_dim, row.dropout, str(row.scaling)}
     own |= {row.output} if row.ending == "linear" else set()
     arguments = set(code.co_varnames[: code.co_argcount])
