@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from .part import Part
-from .query_key.part import QueryKey
+from typing import Any
 
-PARTS: dict[str, Part] = {part.name: part for part in (QueryKey(),)}
+from .feed_forward.part import FeedForwards
+from .heads.removal import Heads
+from .query_key.part import QueryKey
+from .value_output.part import Values
+
+QUERY_KEY = QueryKey()
+HEADS = Heads()
+VALUES = Values()
+FEED_FORWARDS = FeedForwards()
+
+PARTS: dict[str, Any] = {part.name: part for part in (QUERY_KEY, HEADS, VALUES, FEED_FORWARDS)}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from ...host.rollback import undone
 from ...host.sites import AttentionSite, AttentionSites, attention_sites
 from ...modeling.shapes import AttentionShape
-from ...modeling.shrinking import ValuePlan
+from ...modeling.shrinking import ValuePlan, fill_, resize_
 from ...tensors.moments import Moments
 from ...tensors.value_output import narrow_values, narrowing_errors
 from ..part import Option
@@ -42,6 +46,38 @@ class Values(ShrinkingPart):
         width = shape.num_heads * (shape.head_dim if plan is None else plan.width)
         return 2 * length * width * (shape.key_size + shape.query_size + length)
 
+    @contextmanager
+    def replaced(self, sites: AttentionSites, solutions: Mapping[str, Shrunk]) -> Iterator[None]:
+        """Let sites compute what solutions give inside the with block, padded with zeros up to a head.
+
+        Args:
+            sites: of the model.
+            solutions: for some of them.
+
+        Yields:
+            Nothing.
+        """
+        with ExitStack() as stack:
+            for name, solution in solutions.items():
+                site = sites[name]
+                stack.enter_context(undone(site.around))
+                row, heads, width = site.family, site.shape.num_heads, solution.plan.width
+                missing = site.shape.head_dim - width
+                for path, rows in ((row.value, True), (row.output, False)):
+                    weight, bias = solution.weights[path]
+                    weight = pad_heads(weight, heads, missing, rows=rows)
+                    bias = (
+                        pad_heads(bias.unsqueeze(1), heads, missing, rows=True).squeeze(1)
+                        if rows and bias is not None
+                        else bias
+                    )
+                    linear = site.at(path)
+                    resize_(linear)
+                    if linear.bias is not None:
+                        linear.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
+                    fill_(linear, weight, bias)
+            yield
+
     def trial(self, site: AttentionSite, moments: Moments) -> ValueTrial:
         """What each width of the values costs.
 
@@ -66,6 +102,24 @@ class Values(ShrinkingPart):
         ]
         dense = Option(None, self.parameters(None, site.shape), 0.0)
         return ValueTrial(site, moments, (*options, dense))
+
+
+def pad_heads(weight: Tensor, num_heads: int, missing: int, *, rows: bool) -> Tensor:
+    """Zeros behind the values of every head.
+
+    Args:
+        weight: (num_heads * width, n), or (n, num_heads * width).
+        num_heads: number of heads.
+        missing: zeros for each.
+        rows: whether heads lie along the rows.
+
+    Returns:
+        The same with num_heads * (width + missing).
+    """
+    if not rows:
+        return pad_heads(weight.T, num_heads, missing, rows=True).T
+    heads = weight.view(num_heads, -1, weight.shape[1])
+    return torch.nn.functional.pad(heads, (0, 0, 0, missing)).flatten(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
