@@ -15,6 +15,7 @@ from .families_contracts import (
     CLIP,
     DPT,
     GPT2,
+    HEAD_BIAS,
     LAYOUT,
     LLAMA,
     OPT,
@@ -62,7 +63,14 @@ FAMILIES: dict[str, Family] = {
     ),
     **rows(BY_HAND, "SelfAttention", {"rembert": "RemBert"}),
     **rows(BY_HAND, "SelfAttention", {"megatron-bert": "MegatronBert"}, gain=None),
-    **rows(BERT, "SelfAttention", {"layoutlmv3": "LayoutLMv3"}, scaling=None, bias="spatial"),
+    **rows(
+        BERT,
+        "SelfAttention",
+        {"layoutlmv3": "LayoutLMv3"},
+        scaling=None,
+        bias="spatial",
+        keeps_heads=HEAD_BIAS,
+    ),
     "AlbertAttention": replace(
         BERT,
         model_types=("albert",),
@@ -91,6 +99,7 @@ FAMILIES: dict[str, Family] = {
         ending="linear",
         gain="..LayerNorm.weight",
         bias="given",
+        keeps_heads=HEAD_BIAS,
         results="listed",
     ),
     "MobileBertSelfAttention": replace(
@@ -113,7 +122,6 @@ FAMILIES: dict[str, Family] = {
         "Attention",
         {
             "audio-spectrogram-transformer": "AST",
-            "beit": "Beit",
             "deit": "DeiT",
             "ijepa": "IJepa",
             "vit": "ViT",
@@ -122,6 +130,7 @@ FAMILIES: dict[str, Family] = {
             "vivit": "Vivit",
         },
     ),
+    **rows(VIT, "Attention", {"beit": "Beit"}, keeps_heads=HEAD_BIAS),
     **rows(
         VIT,
         "Attention",
@@ -140,6 +149,7 @@ FAMILIES: dict[str, Family] = {
         gain=None,
         scaling=None,
         bias="window",
+        keeps_heads=HEAD_BIAS,
         results="listed",
     ),
     **rows(
@@ -153,7 +163,7 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "Data2VecVisionSdpaSelfAttention": replace(
-        BERT, model_types=("data2vec-vision",), gain=None, scaling=None, bias="window"
+        BERT, model_types=("data2vec-vision",), gain=None, scaling=None, bias="window", keeps_heads=HEAD_BIAS
     ),
     "WavLMAttention": replace(
         OPT, model_types=("wavlm",), refuses="its scores are gated by relative positions and queries"
@@ -185,7 +195,6 @@ FAMILIES: dict[str, Family] = {
             "mbart": "MBart",
             "pegasus": "Pegasus",
             "speech_to_text": "Speech2Text",
-            "trocr": "TrOCR",
             "whisper": "Whisper",
         },
     ),
@@ -207,7 +216,9 @@ FAMILIES: dict[str, Family] = {
     # --- decoders
     **rows(GPT2, "Attention", {"gpt2": "GPT2"}),
     **rows(OPT, "Attention", {"opt": "OPT"}),
-    **rows(BART, "Attention", {"biogpt": "BioGpt", "xglm": "XGLM"}),
+    **rows(BART, "Attention", {"biogpt": "BioGpt"}),
+    **rows(BART, "Attention", {"xglm": "XGLM"}, all_heads="embed_dim"),
+    **rows(BART, "Attention", {"trocr": "TrOCR"}, keeps_heads="its heads are as wide as its input"),
     "GPTNeoSelfAttention": replace(
         OPT,
         model_types=("gpt_neo",),

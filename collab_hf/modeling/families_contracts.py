@@ -11,6 +11,7 @@ from typing import Any
 from .families_row import Family
 
 ROTARY = "its queries and keys are turned by their positions (rotary embeddings)"
+HEAD_BIAS = "each of its heads has a position bias of its own"
 RELATIVE = "its scores hold terms of queries and keys with relative positions"
 
 
@@ -36,7 +37,7 @@ BERT = Family(gain="..output.LayerNorm.weight")
 BERT_CROSS = replace(BERT, cross=True, source="encoder_hidden_states")
 # As BERT's, with its dropout's probability beside it and no cache.
 LAYOUT = replace(BERT, dropout="attention_dropout")
-BY_HAND = replace(BERT, source="encoder_hidden_states", scaling=None)
+BY_HAND = replace(BERT, all_heads="all_head_size", source="encoder_hidden_states", scaling=None)
 VIT = Family(
     query="q_proj",
     key="k_proj",
@@ -46,7 +47,7 @@ VIT = Family(
     dropout="attention_dropout",
     ending="linear",
 )
-DPT = Family(dropout="dropout_prob")
+DPT = Family(all_heads="all_head_size", dropout="dropout_prob")
 CLIP = replace(VIT, output="out_proj", num_heads="num_heads", dropout="dropout", scaling="scale")
 BART = replace(CLIP, scaling="scaling", source="key_value_states")
 OPT = replace(BART, source=None)
@@ -62,6 +63,7 @@ T5 = Family(
     source="key_value_states",
     mask="mask",
     bias="buckets",
+    keeps_heads=HEAD_BIAS,
     results="t5",
 )
 GPT2 = Family(

@@ -87,6 +87,7 @@ class Family:
         num_heads: number of heads.
         num_key_value_heads: number of heads of keys and values where several queries share one; else None.
         head_dim: width of one head.
+        all_heads: an attribute with the width of all heads that forward goes by; None for none.
         dropout: dropout of the attention weights, an nn.Dropout or a float.
         scaling: factor of the scores: an attribute, a number, or None for head_dim ** -0.5.
         ending: what forward does after the attention: `none`, `linear` (the output projection), `dropout`
@@ -103,6 +104,7 @@ class Family:
         cache: forward's argument with the cache.
         layer_index: the layer's number in the cache.
         bias: name in `position_bias.BIASES` of what the class adds to the scores; None for nothing.
+        keeps_heads: why no head of the class can go; None where one can.
         results: what forward gives: `pair` of output and weights, `listed` (weights where asked for), or
             `t5` (the position bias between them).
         refuses: why queries and keys of the class can't be compressed; None where they can.
@@ -119,6 +121,7 @@ class Family:
     num_heads: str = "num_attention_heads"
     num_key_value_heads: str | None = None
     head_dim: str = "attention_head_size"
+    all_heads: str | None = None
     dropout: str = "dropout"
     scaling: str | float | None = "scaling"
     ending: Literal["none", "linear", "dropout", "albert"] = "none"
@@ -131,24 +134,34 @@ class Family:
     cache: str = "past_key_values"
     layer_index: str = "layer_idx"
     bias: str | None = None
+    keeps_heads: str | None = None
     results: Literal["pair", "listed", "t5"] = "pair"
     refuses: str | None = None
     refuses_if: str | None = None
     refuses_value: Any = True
     crossing: tuple[tuple[str, Any], ...] = ()
 
-    def refusal(self, module: nn.Module) -> str | None:
-        """Why a module's queries and keys can't be compressed.
+    def refusal(self, module: nn.Module, part: str = "query_key") -> str | None:
+        """Why a part of a module can't be made smaller.
 
         Args:
             module: of this family.
+            part: `query_key`, `heads` or `value_output`.
 
         Returns:
-            The reason, or None where they can.
+            The reason, or None where it can.
         """
-        if self.refuses_if is None or attrgetter(self.refuses_if)(module) == self.refuses_value:
+        always = self.refuses_if is None
+        refused = always or attrgetter(self.refuses_if or "")(module) == self.refuses_value
+        return self.reason(part) if refused else replace(self, refuses=None).reason(part)
+
+    def reason(self, part: str) -> str | None:
+        """Why a part can't be made smaller in modules of this family that are refused at all."""
+        if part == "query_key" or self.refuses is not None:
             return self.refuses
-        return None
+        if self.is_fused:
+            return "its queries, keys and values are parts of one projection"
+        return self.keeps_heads if part == "heads" else None
 
     def shape(self, module: nn.Module) -> AttentionShape:
         """Sizes of an attention module of this family, dense or converted."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .errors import ConfigError, RankError
 from .families import attention_row, feed_forward_row, slot_of, submodule_at
-from .families_row import is_transposed
+from .families_row import Slot, is_transposed
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,8 @@ class HeadsPlan(_Plan):
         output = submodule_at(module, around, family.output)
         resize_(output, columns=width)
         setattr(module, family.num_heads, len(self.kept))
+        if family.all_heads is not None:
+            setattr(module, family.all_heads, width)
         module.collab_kept_heads = self.kept
         return [*projections, output]
 
@@ -217,13 +219,15 @@ def fill_(linear: Any, weight: Tensor, bias: Tensor | None) -> None:
     """Put numbers into a linear layer that was resized.
 
     Args:
-        linear: an nn.Linear or Conv1D.
+        linear: an nn.Linear or Conv1D, or a `Slot` of one.
         weight: (out_features, in_features), any floating dtype.
         bias: (out_features,), or None to leave the bias as it is; a layer without one gets one.
     """
-    linear.weight.copy_(weight.t() if is_transposed(linear) else weight)
+    slot = linear if isinstance(linear, Slot) else Slot(linear)
+    slot.weight.copy_(weight)
     if bias is None:
         return
-    if linear.bias is None:
-        linear.bias = nn.Parameter(linear.weight.new_empty(len(bias)), linear.weight.requires_grad)
-    linear.bias.copy_(bias)
+    if slot.bias is not None:
+        slot.bias.copy_(bias)
+        return
+    linear.bias = nn.Parameter(bias.detach().to(linear.weight), linear.weight.requires_grad)

@@ -1,0 +1,84 @@
+"""Heads and neurons of every family: a smaller module is the dense one without what went."""
+
+from typing import Any
+
+import pytest
+import torch
+from family_models import CASES, build
+from test_families import EXACT, difference, run
+from torch import Tensor, nn
+
+from collab_hf.modeling.families import (
+    Slot,
+    all_attention_layers,
+    feed_forward_layers,
+    slot_of,
+    submodule_at,
+)
+from collab_hf.modeling.plans import shrink_
+from collab_hf.modeling.shrinking import FeedForwardPlan, HeadsPlan, fill_
+from collab_hf.parts.shrunk import rows_of
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is_decoder.*"),
+    pytest.mark.filterwarnings("ignore::UserWarning:transformers"),
+]
+# Position biases that each head has of its own, or one projection for queries, keys and values.
+WHOLE_HEADS = {"beit", "layoutlmv3", "mpnet", "t5", "mt5", "umt5", "gpt2", "vision-encoder-decoder"}
+WHOLE_HEADS |= {"data2vec-vision"}
+
+
+def holders(model: nn.Module) -> dict[nn.Module, nn.Module]:
+    return {child: module for module in model.modules() for child in module.children()}
+
+
+def keep_(module: nn.Module, around: nn.Module, plan: Any, rows: list[str], down: str, kept: Tensor) -> None:
+    """Make a module smaller, and fill in what is left of its weights."""
+    output = submodule_at(module, around, down)
+    weights: dict[str, Any] = {path: rows_of(submodule_at(module, around, path), kept) for path in rows}
+    columns = (output if isinstance(output, Slot) else Slot(output)).weight.detach()[:, kept].clone()
+    shrink_(module, around, plan, "module")
+    for path, values in {**weights, down: (columns, None)}.items():
+        fill_(submodule_at(module, around, path), *values)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in WHOLE_HEADS])
+def test_two_heads_of_three(name: str) -> None:
+    small, dense = build(name), build(name)
+    around, others = holders(small), holders(dense)
+    for (title, module, row), (_, other, _) in zip(
+        list(all_attention_layers(small)), list(all_attention_layers(dense)), strict=True
+    ):
+        assert row.refusal(module, "heads") is None, title
+        width = row.width(module)
+        kept = torch.tensor([*range(width), *range(2 * width, 3 * width)])
+        with torch.no_grad():
+            Slot(submodule_at(other, others[other], row.output)).weight[:, width : 2 * width] = 0
+        keep_(module, around[module], HeadsPlan((0, 2)), [row.query, row.key, row.value], row.output, kept)
+    assert difference(run(small, name), run(dense, name)) < EXACT
+    assert difference(run(small, name), run(build(name), name)) > 1e-3
+
+
+@pytest.mark.parametrize("name", sorted(WHOLE_HEADS))
+def test_heads_that_stay_are_refused_with_a_reason(name: str) -> None:
+    reasons = [row.refusal(module, "heads") for _, module, row in all_attention_layers(build(name))]
+    assert any(
+        reason is not None and reason.startswith(("each of its heads", "its queries")) for reason in reasons
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_half_the_neurons(name: str) -> None:
+    small, dense = build(name), build(name)
+    around = holders(small)
+    for (_, module, row), (_, other, _) in zip(
+        list(feed_forward_layers(small)), list(feed_forward_layers(dense)), strict=True
+    ):
+        down = slot_of(other, row.down).weight
+        kept = torch.arange(0, down.shape[1], 2)
+        with torch.no_grad():
+            down[:, kept + 1] = 0
+        rows = [path for path in (row.up, row.gate) if path is not None]
+        keep_(module, around[module], FeedForwardPlan(len(kept)), rows, row.down, kept)
+    assert difference(run(small, name), run(dense, name)) < EXACT
+    assert difference(run(small, name), run(build(name), name)) > 1e-3
