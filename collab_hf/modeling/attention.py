@@ -54,7 +54,7 @@ class CollabAttention(nn.Module):
     mixing: Mixing
     config: Any
 
-    def collab_forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    def collab_forward(self, *args: Any, **kwargs: Any) -> Any:
         """Attention with the host's arguments and results."""
         family = self.collab_family
         given = {**dict(zip(self.collab_arguments, args, strict=False)), **kwargs}
@@ -80,6 +80,8 @@ class CollabAttention(nn.Module):
         output, weights = self._attend(
             hidden_states, query, key, value, mask, added, cache is not None, **given
         )
+        if family.results == "output":
+            return output
         if family.results == "t5":
             return output, added, weights
         if family.results == "listed" and weights is None:

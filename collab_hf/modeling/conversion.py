@@ -34,9 +34,8 @@ def collab_attention_class(host: type[nn.Module], family: Family) -> type[nn.Mod
 
         # The host's signature, which those who watch its calls read.
         @functools.wraps(host_forward)
-        def forward(self: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-            result: tuple[Any, ...] = self.collab_forward(*args, **kwargs)
-            return result
+        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return self.collab_forward(*args, **kwargs)
 
         members = {
             "collab_arguments": tuple(inspect.signature(host_forward).parameters)[1:],

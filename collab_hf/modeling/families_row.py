@@ -105,8 +105,8 @@ class Family:
         layer_index: the layer's number in the cache.
         bias: name in `position_bias.BIASES` of what the class adds to the scores; None for nothing.
         keeps_heads: why no head of the class can go; None where one can.
-        results: what forward gives: `pair` of output and weights, `listed` (weights where asked for), or
-            `t5` (the position bias between them).
+        results: what forward gives: `pair` of output and weights, `listed` (weights where asked for), `t5`
+            (the position bias between them), or the `output` alone.
         refuses: why queries and keys of the class can't be compressed; None where they can.
         refuses_if: an attribute that is `refuses_value` where they can't; None for always.
         refuses_value: its value then.
@@ -135,7 +135,7 @@ class Family:
     layer_index: str = "layer_idx"
     bias: str | None = None
     keeps_heads: str | None = None
-    results: Literal["pair", "listed", "t5"] = "pair"
+    results: Literal["pair", "listed", "t5", "output"] = "pair"
     refuses: str | None = None
     refuses_if: str | None = None
     refuses_value: Any = True

@@ -158,6 +158,8 @@ def __getattr__(name: str) -> type[PreTrainedModel]:
     host = name.removeprefix("Collab")
     if name.startswith("Collab"):
         # Parts of models, such as Dinov2Encoder, are not at the top.
+        if name in _CLASSES:
+            return _CLASSES[name]  # of a user's own model too
         base = getattr(transformers, host, None) or find_host(host)
         if isinstance(base, type) and issubclass(base, PreTrainedModel):
             return model_class(base)

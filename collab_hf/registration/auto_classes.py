@@ -42,6 +42,11 @@ class _RegisteredConfigs(UserDict[str, Any]):
         # Of every host: which of them have attention that is known takes their model files to tell.
         self.data.update({_PREFIX + model_type: None for model_type in hosts._mapping})
 
+    def __setitem__(self, model_type: str, config: Any) -> None:
+        super().__setitem__(model_type, config)
+        if not model_type.startswith(_PREFIX):  # a user's own
+            self.data.setdefault(_PREFIX + model_type, None)
+
     def __getitem__(self, model_type: str) -> Any:
         if self.data[model_type] is None:
             host = self._hosts[model_type.removeprefix(_PREFIX)]
@@ -68,6 +73,12 @@ def _register_models(base: type[PreTrainedConfig]) -> None:
         auto_class = getattr(modeling_auto, auto_name, None) or getattr(modeling_auto, f"_{auto_name}")
         model = getattr(modeling_collab, reference.rpartition(".")[2])
         auto_class.register(config, model, exist_ok=True)
+    auto_classes: list[Any] = [found for found in vars(modeling_auto).values() if isinstance(found, type)]
+    for auto_class in auto_classes:
+        mapping = getattr(auto_class, "_model_mapping", None)
+        own = getattr(mapping, "_extra_content", {}).get(base)  # what a user registered
+        if isinstance(own, type):
+            auto_class.register(config, modeling_collab.model_class(own), exist_ok=True)
 
 
 def _push_model(*args: Any, **kwargs: Any) -> str:
