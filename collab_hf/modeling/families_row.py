@@ -197,6 +197,13 @@ class Family:
     def projection(self, module: nn.Module, role: Role) -> nn.Linear:
         """The module's own projection for a role; there is none for the key where `lacks_key`.
 
+        Args:
+            module: dense or converted.
+            role: which projection.
+
+        Returns:
+            The projection.
+
         Raises:
             ConfigError: it is part of another module, which only a conversion takes apart.
         """

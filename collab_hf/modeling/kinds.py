@@ -16,6 +16,9 @@ def is_cross(name: str) -> bool:
 
     Args:
         name: the module's, in a model.
+
+    Returns:
+        Whether it does.
     """
     return not CROSS_NAMES.isdisjoint(name.split(".")[-2:])
 
@@ -44,6 +47,9 @@ def matches(name: str, kinds: tuple[str, ...]) -> bool:
     Args:
         name: the layer's, relative to the base model.
         kinds: words joined by `-`, all of which must be true of it; without any, every layer matches.
+
+    Returns:
+        Whether it is.
     """
     found = kinds_of(name)
     return not kinds or any(found.issuperset(kind.split("-")) for kind in kinds)
