@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -51,6 +53,15 @@ class CollabConfig:
             joined by `-`: `decoder-cross`.
         layers: settings by layer name (shell-style pattern) that replace the fields above; the value `dense`
             leaves a layer alone.
+        speedup: auto; how many times as fast as the original the model is to be on this machine, at `length`
+            and `batch_size`, above 1.
+        flops: auto; share of the operations of all layers to keep at most, at `length`, in (0, 1].
+        params: auto; share of all parameters to keep at most, embeddings included, in (0, 1].
+        size: auto; most that the weights may take on disk, such as `30MB`.
+        parts: what the four above may make smaller; None for every part but the vocabulary.
+        length: tokens of a sequence, for `speedup` and `flops`.
+        batch_size: sequences at once, for `speedup`.
+        plans: forms by part and module, as planning wrote them; they give the same model again.
 
     Raises:
         ConfigError: unknown values, or settings that contradict each other.
@@ -78,6 +89,14 @@ class CollabConfig:
     precision: Literal["float64", "float32"] = "float64"
     attention: tuple[str, ...] = ()
     layers: Mapping[str, Mapping[str, Any] | Literal["dense"]] = field(default_factory=dict)
+    speedup: float | None = None
+    flops: float | None = None
+    params: float | None = None
+    size: str | None = None
+    parts: tuple[str, ...] | None = None
+    length: int = 128
+    batch_size: int = 8
+    plans: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse settings that contradict each other."""
@@ -97,6 +116,38 @@ class CollabConfig:
                 f"budget must be in (0, 1], the share of query/key parameters to keep, got {self.budget}"
             )
         self._check_fields_fit_method()
+        self._check_whole()
+
+    def _check_whole(self) -> None:
+        """Refuse targets for the whole model that are out of range, or beside others."""
+        given = [name for name in WHOLE_TARGETS if getattr(self, name) is not None]
+        others = [n for n in ("budget", *sorted(_TARGETS)) if getattr(self, n) is not None]
+        if len(given) > 1 or (given and (others or self.layers)):
+            among = [*given, *others, *(["layers"] if self.layers else [])]
+            raise ConfigError(f"give one of {', '.join(WHOLE_TARGETS)} alone, got {' and '.join(among)}")
+        if given and self.method != "auto":
+            raise ConfigError(f"{given[0]} belongs to method auto, got it with method {self.method}")
+        for name, low, high in (("speedup", 1.0, 1000.0), ("flops", 0.0, 1.0), ("params", 0.0, 1.0)):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and low < value <= high):
+                raise ConfigError(f"{name} must be above {low:g} and at most {high:g}, got {value}")
+        if self.size is not None:
+            read_size(self.size)
+        for name in ("length", "batch_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} must be a whole number of at least 1, got {value}")
+        if self.parts is not None:
+            object.__setattr__(self, "parts", tuple(self.parts))
+            unknown = [part for part in self.parts if part not in PART_NAMES]
+            if unknown or not self.parts:
+                known = ", ".join(PART_NAMES)
+                raise ConfigError(f"parts must be some of {known}, got {', '.join(map(str, self.parts))}")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all parts of the model are planned under one budget, or have such plans already."""
+        return bool(self.plans) or any(getattr(self, name) is not None for name in WHOLE_TARGETS)
 
     def _check_fields_fit_method(self) -> None:
         allowed = _FIELDS_OF_METHOD[self.method]
@@ -179,11 +230,15 @@ class CollabConfig:
         """The fields that differ from their defaults, ready for YAML or JSON."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "layers"}
         defaults = {f.name: f.default for f in fields(self)}
-        kept = {name: value for name, value in values.items() if value != defaults[name]}
+        kept = {name: value for name, value in values.items() if name != "plans" and value != defaults[name]}
         if self.attention:
             kept["attention"] = list(self.attention)
+        if self.parts is not None:
+            kept["parts"] = list(self.parts)
         if self.layers:
             kept["layers"] = {name: v if isinstance(v, str) else dict(v) for name, v in self.layers.items()}
+        if self.plans:
+            kept["plans"] = {s: {n: dict(v) for n, v in forms.items()} for s, forms in self.plans.items()}
         return kept
 
     @classmethod
@@ -203,6 +258,35 @@ class CollabConfig:
             return cls(**values)
         except TypeError as error:
             raise ConfigError(f"cannot read the settings: {error}") from None
+
+
+# Targets for the whole model, and what they may make smaller.
+WHOLE_TARGETS = ("speedup", "flops", "params", "size")
+PART_NAMES = ("query_key", "heads", "value_output", "feed_forward", "embeddings", "vocabulary")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", re.IGNORECASE)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def read_size(text: str) -> int:
+    """Read a size such as `30MB`.
+
+    Args:
+        text: a number and KB, MB or GB (powers of ten), or bytes alone.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        ConfigError: another form, or zero.
+    """
+    found = _SIZE.fullmatch(str(text).strip())
+    size = 0.0 if found is None else float(found[1]) * 1000 ** "_KMG".index(found[2].upper() or "_")
+    if size < 1:
+        raise ConfigError(f"size must be a number with KB, MB or GB, such as 30MB, got {text!r}")
+    return int(size)
 
 
 # Fields that settle a form, with the value that says nothing.

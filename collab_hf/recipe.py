@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
@@ -19,6 +20,7 @@ _TYPE_NAMES = {
     float: "a number",
     str: "text",
     Mapping: "a mapping",
+    list: "a list",
     type(None): "null",
 }
 
@@ -124,9 +126,9 @@ def _check_entries(values: Mapping[str, Any], hints: Mapping[str, Any], where: s
     for name, value in values.items():
         if name not in known:
             raise ConfigError(f"unknown setting {name!r} in {where}; it knows {', '.join(known)}")
-        choices = [hint for hint in (get_args(hints[name]) or (hints[name],)) if isinstance(hint, type)]
-        if get_origin(hints[name]) is Mapping:
-            choices = [Mapping]
+        alternatives = get_args(hints[name]) if get_origin(hints[name]) is UnionType else (hints[name],)
+        choices = [kind for hint in alternatives if isinstance(kind := get_origin(hint) or hint, type)]
+        choices = [list if kind is tuple else kind for kind in choices]  # YAML has no tuples
         # To Python an int is no float, and a bool is an int; `rank: yes` is a mistake.
         accepted = (*choices, int) if float in choices else tuple(choices)
         wrong = not isinstance(value, accepted) or (isinstance(value, bool) and bool not in choices)

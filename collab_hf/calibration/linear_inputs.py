@@ -35,7 +35,7 @@ def linear_moments(
         CalibrationError: no batches, a batch that the model refuses, activations that are not finite, or a
             layer that saw no token (named).
     """
-    first = {module: name for name, module in reversed(layers.items())}
+    first = {module: name for name, module in reversed([*layers.items()])}
     found = {name: MomentsAccumulator(name) for name in first.values()}
 
     def see(call: LayerCall) -> None:

@@ -20,9 +20,10 @@ from ..errors import DataError
 from ..files import REPORT_FILE
 from ..modeling import modeling_collab
 from ..modeling.attention import CollabAttention
+from ..modeling.core_mixing import CoreMixing
 from ..modeling.errors import CheckpointError
 from ..modeling.families import relative_name
-from ..modeling.mixing import CoreMixing, SelectionMixing
+from ..modeling.mixing import SelectionMixing
 from . import fresh_load
 from .load import load_model
 

@@ -11,7 +11,7 @@ import typer
 
 from collab_hf.cli import options
 from collab_hf.cli.answers import Answer, start_reporting, table
-from collab_hf.cli.loading import Loading
+from collab_hf.hub.source import Loading
 from collab_hf.modeling.errors import ConfigError
 
 if TYPE_CHECKING:

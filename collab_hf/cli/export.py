@@ -9,7 +9,7 @@ import typer
 
 from collab_hf.cli import options
 from collab_hf.cli.answers import Answer, start_reporting
-from collab_hf.cli.loading import Loading
+from collab_hf.hub.source import Loading
 from collab_hf.modeling.errors import ConfigError
 
 EXAMPLE = "Example: collab-hf export bert-quarter --onnx bert-quarter.onnx --int8"

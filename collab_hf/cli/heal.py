@@ -13,8 +13,7 @@ import typer
 
 from collab_hf.cli import options
 from collab_hf.cli.answers import Answer, start_reporting
-from collab_hf.cli.healing import EXAMPLES, describe, recovery_batches, states_beside, write_report
-from collab_hf.cli.loading import Loading
+from collab_hf.hub.source import Loading
 from collab_hf.modeling.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,14 +51,14 @@ def heal(
         ),
     ] = None,
     trainable: Annotated[
-        Literal["factors", "attention", "all"],
-        typer.Option(metavar="WHAT", help="factors, attention (compressed layers whole) or all."),
+        Literal["factors", "attention", "blocks", "all"],
+        typer.Option(metavar="WHAT", help="factors, attention (whole), blocks (whole layers) or all."),
     ] = "factors",
     patience: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Stop after N looks at held-out data that are no better."),
     ] = None,
-    examples: Annotated[int, typer.Option(metavar="N", min=1, help="Examples at most.")] = EXAMPLES,
+    examples: Annotated[int, typer.Option(metavar="N", min=1, help="Examples at most.")] = 20_000,
     mixed_precision: Annotated[
         Literal["auto", "no", "bf16"], typer.Option(metavar="P", help="no, bf16, or auto: as launched.")
     ] = "auto",
@@ -89,6 +88,7 @@ def heal(
     """
     from collab_hf.checkpoint.save import check_output
     from collab_hf.recovery import RecoveryConfig
+    from collab_hf.surgery.pipeline import states_beside
 
     check_output(output, original=directory, overwrite=overwrite)
     config = RecoveryConfig(
@@ -111,7 +111,7 @@ def heal(
     sizes = {"batch_size": batch_size, "max_length": max_length, "max_examples": examples}
     report = _heal(directory, output, teacher, data, config, loading, sizes, overwrite)
     values = {"directory": str(directory), "output": str(output), **report.to_dict()}
-    return Answer(values, f"{describe(report)}\nwrote {output}")
+    return Answer(values, f"{describe_recovery(report)}\nwrote {output}")
 
 
 def _heal(
@@ -126,6 +126,7 @@ def _heal(
 ) -> RecoveryReport:
     from collab_hf.checkpoint.save import new_directory, save_checkpoint
     from collab_hf.recovery import recover_
+    from collab_hf.surgery.pipeline import recovery_batches, states_beside, write_recovery
 
     watched = start_reporting()
     name = str(directory)
@@ -136,7 +137,7 @@ def _heal(
     if _is_main_process():
         with new_directory(output, overwrite=overwrite) as place:
             save_checkpoint(student, place, original=directory)
-            write_report(place, report)
+            write_recovery(place, report)
         shutil.rmtree(states_beside(output), ignore_errors=True)
     return report
 
@@ -161,3 +162,22 @@ def _is_main_process() -> bool:
         sys.stdout.flush()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return main
+
+
+def describe_recovery(report: RecoveryReport) -> str:
+    """The report for people.
+
+    Args:
+        report: what recovery did.
+
+    Returns:
+        One line, or two where nothing was gained.
+    """
+    line = (
+        f"recovery: {report.steps} updates in {report.seconds:.0f} s, "
+        f"held-out loss {report.loss_before:.4f} -> {report.loss_after:.4f}, "
+        f"agreement {report.agreement_before:.4f} -> {report.agreement_after:.4f}"
+    )
+    if report.best_step == 0:
+        line += "\nnothing was gained, so the weights are as they came; more data or a lower --lr may help"
+    return line

@@ -9,7 +9,7 @@ import typer
 
 from collab_hf.cli import options
 from collab_hf.cli.answers import Answer, start_reporting
-from collab_hf.cli.loading import Loading
+from collab_hf.hub.source import Loading
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -27,7 +27,7 @@ from .kernels import (
 )
 from .layer_cache import LayerCache
 from .masks import add_to_mask, four_dimensional, part_of
-from .mixing import Mixing
+from .mixing_base import Mixing
 from .plan import LayerPlan
 from .position_bias import BIASES, merged
 

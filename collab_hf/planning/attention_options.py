@@ -1,9 +1,10 @@
-"""The options of a whole attention layer: heads that stay, width of their values, form of their queries and keys."""
+"""The options of a whole attention layer: heads, width of their values, form of their queries and keys."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -130,7 +131,7 @@ def undominated(options: list[Option]) -> list[Option]:
     return kept
 
 
-def _with_losses(curve: Curve | None) -> Iterator[tuple[object, float]]:
+def _with_losses(curve: Curve | None) -> Iterator[tuple[Any, float]]:
     if curve is None:
         yield None, 0.0
         return

@@ -25,6 +25,7 @@ from .attention_options import AttentionForm, attention_options, undominated
 from .curves import Curve, measured_curves
 from .divergence import Divergence
 from .knapsack import BudgetError, solve_knapsack
+from .whole_plan import WholePlan
 
 # Shares of a site's parameters whose option is measured; between them a power of the error is fitted.
 _MEASURED_SHARES = (0.2, 0.4, 0.6, 0.8)
@@ -61,10 +62,10 @@ class Measured:
         """
         found = {}
         for name, site in self.attention.items():
-            curves = [
-                self.curves.get(part, {}).get(name) for part in (HEADS.name, VALUES.name, QUERY_KEY.name)
-            ]
-            found[name] = attention_options(site.shape, *curves, length)
+            heads, values, query_key = (
+                self.curves.get(part.name, {}).get(name) for part in (HEADS, VALUES, QUERY_KEY)
+            )
+            found[name] = attention_options(site.shape, heads, values, query_key, length)
         for name, neurons in self.feed_forward.items():
             curve = self.curves.get(FEED_FORWARDS.name, {}).get(name)
             dense = Option(None, FEED_FORWARDS.parameters(None, neurons.shape), 0.0, None, 0.0)
@@ -84,54 +85,16 @@ class Measured:
             )
         return found
 
+    def only(self, parts: Sequence[str]) -> Measured:
+        """The same with the options of some parts alone.
 
-@dataclass(frozen=True)
-class WholePlan:
-    """What every site of a model is to get.
+        Args:
+            parts: their names.
 
-    Attributes:
-        options: by site name; the plan of an attention layer is an `AttentionForm`.
-        length: tokens of the sequence that operations were counted for.
-        dense_operations: of all sites as they are, for one sequence.
-        dense_parameters: of all sites as they are.
-    """
-
-    options: Mapping[str, Option]
-    length: int
-    dense_operations: int
-    dense_parameters: int
-
-    @property
-    def operations(self) -> int:
-        """Operations of all sites, for one sequence."""
-        return sum(option.operations or 0 for option in self.options.values())
-
-    @property
-    def parameters(self) -> int:
-        """Trainable numbers of all sites."""
-        return sum(option.parameters for option in self.options.values())
-
-    @property
-    def predicted_loss(self) -> float:
-        """Sum of the sites' losses, each measured alone."""
-        return sum(option.loss or 0.0 for option in self.options.values())
-
-    def plans(self) -> Plans:
-        """The forms by section and site, as config.json keeps them; what stays dense is left out."""
-        found: Plans = {"heads": {}, "value_output": {}, "layers": {}, "feed_forward": {}}
-        for name, option in self.options.items():
-            if not isinstance(option.plan, AttentionForm):
-                if option.plan is not None:
-                    found["feed_forward"][name] = option.plan
-                continue
-            for section, plan in (
-                ("heads", option.plan.heads),
-                ("value_output", option.plan.values),
-                ("layers", option.plan.query_key),
-            ):
-                if plan is not None:
-                    found[section][name] = plan
-        return found
+        Returns:
+            What can be chosen then.
+        """
+        return replace(self, curves={part: curves for part, curves in self.curves.items() if part in parts})
 
 
 def measure_parts(
@@ -248,6 +211,38 @@ def choose_whole(
         ) from None
     chosen = {name: groups[name][pick] for name, pick in zip(groups, picks, strict=True)}
     return WholePlan(chosen, length, *(int(d) for d in dense_sizes(measured, length)))
+
+
+def given_plan(measured: Measured, plans: Plans, length: int) -> WholePlan:
+    """A plan whose forms are settled, as a recipe has them.
+
+    Args:
+        measured: the model's sites.
+        plans: forms by section and site.
+        length: tokens of the sequence that operations are counted for.
+
+    Returns:
+        The plan, without losses.
+
+    Raises:
+        ConfigError: a form for a site that the model doesn't have.
+    """
+    known = {**measured.attention, **measured.feed_forward}
+    for forms in plans.values():
+        unknown = [name for name in forms if name not in known]
+        if unknown:
+            raise ConfigError(f"plans has a form for {unknown[0]}, which this model does not have")
+    options = {}
+    for name, site in measured.attention.items():
+        sections = ("heads", "value_output", "layers")
+        form = AttentionForm(*(plans.get(section, {}).get(name) for section in sections))
+        operations = form.operations(site.shape, length)
+        options[name] = Option(form, form.parameters(site.shape), 0.0, operations, 0.0)
+    for name, neurons in measured.feed_forward.items():
+        plan = plans.get("feed_forward", {}).get(name)
+        size = FEED_FORWARDS.parameters(plan, neurons.shape)
+        options[name] = Option(plan, size, 0.0, FEED_FORWARDS.operations(plan, neurons.shape, length), 0.0)
+    return WholePlan(options, length, *dense_sizes(measured, length))
 
 
 def dense_sizes(measured: Measured, length: int) -> tuple[int, int]:

@@ -91,6 +91,8 @@ def reconstruct_blocks_(
     Source:
         Nagel et al. 2020, arXiv:2004.10568, and Li et al. 2021, arXiv:2102.05426, for block after block.
     """
+    for block in blocks.values():
+        _renew_parameters_(block)
     few = list(_spread(batches))
     reports = []
     previous: list[Tensor] | None = None
@@ -105,6 +107,15 @@ def reconstruct_blocks_(
         reports.append(_reconstruct_block_(name, blocks[name], theirs, mine, outputs, steps, seed))
         previous = [_output(blocks[name], call, hidden) for call, hidden in zip(theirs, mine, strict=True)]
     return reports
+
+
+def _renew_parameters_(block: nn.Module) -> None:
+    """Let a block have parameters of its own, so that those it came with stay as they are for others."""
+    for module in block.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                renewed = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+                module._parameters[name] = renewed
 
 
 def _spread(batches: Sequence[Batch]) -> Iterator[Batch]:

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from ..modeling.errors import ConfigError
 
-Trainable = Literal["factors", "attention", "all"]
+Trainable = Literal["factors", "attention", "blocks", "all"]
 Pooling = Literal["auto", "mean", "cls", "none"]
 Precision = Literal["auto", "no", "bf16"]
 
@@ -57,7 +57,7 @@ class RecoveryConfig:
             at the start.
         warmup: share of the run until the peak, in [0, 1).
         trainable: `factors` (shared query/key weights, mixing and biases), `attention` (everything in the
-            compressed attention modules), or `all`.
+            compressed attention modules), `blocks` (everything in the layers around them), or `all`.
         weights: of the terms of the loss.
         pooling: how a model without a head is used: `mean` of its last hidden states, its first token
             (`cls`), `none`, or `auto`: the first token of images, else the mean.

@@ -38,7 +38,7 @@ _RATES = (0.02, 0.005, 0.00125)
 _SPREAD = 0.6180339887
 
 # What only the model's own run may touch.
-_CACHES = ("past_key_values", "use_cache", "cache_position")
+_CACHES = ("past_key_values", "layer_past", "use_cache", "cache_position")
 
 
 @dataclass(frozen=True)

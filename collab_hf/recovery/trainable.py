@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import FamilyError
+from ..host.blocks import blocks
 from ..parts.registry import PARTS
 from .config import Trainable
 
@@ -18,7 +19,7 @@ def trainable_parameters(student: nn.Module, which: Trainable) -> dict[str, nn.P
 
     Args:
         student: a compressed model.
-        which: `factors`, `attention` or `all`.
+        which: `factors`, `attention`, `blocks` or `all`.
 
     Returns:
         Parameters by name, each once, in the model's order.
@@ -35,6 +36,10 @@ def trainable_parameters(student: nn.Module, which: Trainable) -> dict[str, nn.P
         chosen = list(student.parameters())
     elif which == "attention":
         chosen = [parameter for _, module in made for parameter in module.parameters()]
+    elif which == "blocks":
+        holders = blocks(student, [name for part in PARTS.values() for name, _ in part.converted(student)])
+        chosen = [parameter for block in holders.values() for parameter in block.parameters()]
+        chosen += [parameter for part, module in made for parameter in part.trained(module)]
     else:
         chosen = [parameter for part, module in made for parameter in part.trained(module)]
     wanted = {id(parameter) for parameter in chosen if parameter.is_floating_point()}

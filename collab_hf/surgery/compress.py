@@ -25,6 +25,7 @@ from ..recovery.reconstruction import Reconstruction, reconstruct
 from ..tensors.factors import SharedFactors
 from ..tensors.moments import LayerStatistics
 from .report import CompressionReport, LayerReport
+from .whole import compress_whole_
 
 
 def compress_(
@@ -58,6 +59,8 @@ def compress_(
         DecompositionError: weights that are not finite.
     """
     config = config or CollabConfig()
+    if config.is_whole:
+        return compress_whole_(model, config, calibration, progress=progress)
     part = PARTS["query_key"]
     sites = part.sites(model)
     _candidates(part, sites, config)  # ranks that don't fit come out before any work

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ..config import CollabConfig
 from ..host.sites import AttentionSite
 from ..parts.part import Option
-from ..parts.registry import PARTS
+from ..parts.registry import PARTS, QUERY_KEY
 from ..planning import ModelPlan, plan_model, planned_layers
 from ..planning.planner import largest
 from ..tensors.moments import LayerStatistics
@@ -48,7 +48,7 @@ class Preview:
 
     def operations_share(self, length: int) -> float:
         """Operations for queries, keys and scores at a sequence length, over the dense ones."""
-        part = PARTS["query_key"]
+        part = QUERY_KEY
         dense = sum(part.operations(None, site.shape, length) for site in self.sites.values())
         plans = {name: option.plan for name, option in self.options.items()}
         kept = sum(part.operations(plans[name], site.shape, length) for name, site in self.sites.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ from ..config import CollabConfig
 from ..host.sites import AttentionSite
 from ..modeling.plan import LayerPlan
 from ..parts.query_key.costs import break_even_length
+from ..recovery.blocks import BlockReport
 from ..recovery.reconstruction import Reconstruction
 from ..tensors.factors import SharedFactors
 
@@ -76,6 +78,30 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class WholeReport:
+    """What happened to all parts of a model under one budget.
+
+    Attributes:
+        plans: forms by part and module, as config.json keeps them.
+        length: tokens of the sequence that operations are counted for.
+        operations_before: floating-point operations of all layers for one sequence, two a multiply-add.
+        operations_after: the same afterwards.
+        blocks: relative error of each block's output before and after reconstruction, on held-out
+            calibration examples; empty without reconstruction.
+        predicted_speedup: of the forms, on this machine; None where speed was not asked for.
+        measured_speedup: of the compressed model.
+    """
+
+    plans: Mapping[str, Mapping[str, Any]]
+    length: int
+    operations_before: int
+    operations_after: int
+    blocks: tuple[BlockReport, ...] = ()
+    predicted_speedup: float | None = None
+    measured_speedup: float | None = None
+
+
+@dataclass(frozen=True)
 class CompressionReport:
     """What `compress_` did.
 
@@ -89,6 +115,7 @@ class CompressionReport:
             layers were planned on data.
         measured_loss: divergence of the compressed model's hidden states from the original's on the same
             examples, which neither statistics nor reconstruction saw.
+        whole: what happened to the other parts of the model; None where queries and keys alone were.
     """
 
     layers: tuple[LayerReport, ...]
@@ -98,6 +125,7 @@ class CompressionReport:
     config: CollabConfig = field(default_factory=CollabConfig)
     predicted_loss: float | None = None
     measured_loss: float | None = None
+    whole: WholeReport | None = None
 
     @property
     def qk_parameters_before(self) -> int:
@@ -121,5 +149,13 @@ class CompressionReport:
         for layer, report in zip(values["layers"], self.layers, strict=True):
             layer["plan"] = None if report.plan is None else report.plan.to_dict()
         values["layers"] = list(values["layers"])
+        if self.whole is None:
+            del values["whole"]
+        else:
+            values["whole"]["blocks"] = list(values["whole"]["blocks"])
+            values["whole"]["plans"] = {
+                part: {name: plan.to_dict() for name, plan in plans.items()}
+                for part, plans in self.whole.plans.items()
+            }
         totals = ("qk_parameters_before", "qk_parameters_after", "mean_relative_error")
         return {**values, **{name: getattr(self, name) for name in totals}}

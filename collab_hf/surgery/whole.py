@@ -2,26 +2,165 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from ..config import CollabConfig
+from ..calibration.held_out import Batch, split_batches
+from ..config import PART_NAMES, CollabConfig, read_size
+from ..errors import CalibrationError, ConfigError
 from ..host.adoption import adopt_
+from ..host.blocks import blocks
+from ..host.rollback import undone_on_error
 from ..host.sites import AttentionSite
-from ..modeling.plans import Plans
+from ..measure.bench import image_length
+from ..modeling.plans import SECTIONS, Plans
 from ..parts.heads.removal import columns_of
 from ..parts.query_key.methods import METHODS
 from ..parts.registry import FEED_FORWARDS, HEADS, QUERY_KEY, VALUES
 from ..parts.shrunk import moments_of
+from ..planning import Divergence
 from ..planning.attention_options import AttentionForm
-from ..planning.whole import Measured, WholePlan
+from ..planning.whole import Measured, choose_whole, dense_sizes, given_plan, measure_parts
+from ..planning.whole_plan import WholePlan
+from ..recovery.blocks import BlockReport, reconstruct_blocks_
+from .report import CompressionReport, LayerReport, WholeReport
+from .speed import Chosen, at_speed, speedup, subsets
+
+# Gradient steps for each block, in the place of those for each layer's queries and keys.
+BLOCK_STEPS = 60
+
+
+def compress_whole_(
+    model: PreTrainedModel,
+    config: CollabConfig,
+    calibration: Iterable[Batch] | Mapping[str, Any] | None,
+    *,
+    original: PreTrainedModel | None = None,
+    progress: bool = False,
+) -> CompressionReport:
+    """Make all parts of a model smaller under one budget, in place.
+
+    Args:
+        model: a dense transformers model; if anything fails, it is left as it was.
+        config: settings with a target for the whole model, or with plans.
+        calibration: batches of model inputs.
+        original: a copy of the model; None to make one.
+        progress: whether to draw progress bars on stderr.
+
+    Returns:
+        What was done.
+
+    Raises:
+        FamilyError: no attention layer that collab_hf knows, or one that is compressed already.
+        ConfigError: a target that can't be met; the message says the nearest that can.
+        CalibrationError: no calibration data, or data that does not run.
+        DecompositionError: weights that are not finite.
+    """
+    if calibration is None or isinstance(calibration, Mapping):
+        raise CalibrationError("surgery on the whole model needs batches of model inputs, got none")
+    seen, held = split_batches(list(calibration))
+    original = copy.deepcopy(model) if original is None else original
+    before = sum(p.numel() for p in model.parameters())
+    parts = list(config.parts or PART_NAMES)
+    measured = measure_parts(model, parts, config, seen, held, progress=progress)
+    chosen = _choose(model, measured, parts, config)
+    with undone_on_error(model):
+        plans = build_(model, measured, chosen.plan, config)
+        reports = _reconstruct_(model, original, seen, config, progress)
+        loss = Divergence.between(model, original, held)
+        speed = None if config.speedup is None else speedup(original, model, config)
+    whole = WholeReport(
+        plans,
+        config.length,
+        chosen.plan.dense_operations,
+        chosen.plan.operations,
+        reports,
+        chosen.speedup,
+        speed,
+    )
+    layers = tuple(_layer_report(site, plans) for site in measured.attention.values())
+    after = sum(p.numel() for p in model.parameters())
+    resolved = replace(
+        config, speedup=None, flops=None, params=None, size=None, hold_out=True, plans=_settings(plans)
+    )
+    return CompressionReport(layers, before, after, True, resolved, chosen.plan.predicted_loss, loss, whole)
+
+
+def _reconstruct_(
+    model: PreTrainedModel,
+    original: PreTrainedModel,
+    batches: Sequence[Batch],
+    config: CollabConfig,
+    progress: bool,
+) -> tuple[BlockReport, ...]:
+    if not config.reconstruct_steps:
+        return ()
+    known = blocks(original)
+    mine = blocks(model, known)
+    settings: dict[str, Any] = {"steps": BLOCK_STEPS, "seed": config.seed, "progress": progress}
+    return tuple(reconstruct_blocks_(model, original, mine, known, batches, **settings))
+
+
+def _choose(model: PreTrainedModel, measured: Measured, parts: Sequence[str], config: CollabConfig) -> Chosen:
+    """The plan that meets the target with the least loss."""
+    length = image_length(model) or config.length
+    if config.plans:
+        return Chosen(given_plan(measured, _read_plans(config.plans), length))
+    operations, parameters = dense_sizes(measured, length)
+    if config.flops is not None:
+        return Chosen(choose_whole(measured, length, operations=config.flops * operations))
+    if config.speedup is not None:
+        tries = [at_speed(model, measured.only(p), config, length) for p in subsets(parts)]
+        fitting = [found for found in tries if found is not None]
+        if not fitting:
+            raise ConfigError(f"no choice of forms is {config.speedup:g} times as fast on this machine")
+        return min(fitting, key=lambda found: found.plan.predicted_loss)
+    total = sum(p.numel() for p in model.parameters())
+    most = (config.params or 1.0) * total
+    if config.size is not None:
+        itemsize = max(p.element_size() for p in model.parameters())
+        most = read_size(config.size) / itemsize * (1 - _HEADER)
+    room = most - (total - parameters)
+    return Chosen(choose_whole(measured, length, parameters=room))
+
+
+# Share of a file of weights that is not weights: names and shapes.
+_HEADER = 0.005
+
+
+def _read_plans(values: Mapping[str, Mapping[str, Any]]) -> Plans:
+    unknown = [section for section in values if section not in SECTIONS]
+    if unknown:
+        raise ConfigError(f"plans has {unknown[0]!r}, but knows {', '.join(SECTIONS)}")
+    return {
+        section: {name: SECTIONS[section].from_dict(dict(plan), name) for name, plan in plans.items()}
+        for section, plans in values.items()
+    }
+
+
+def _settings(plans: Plans) -> dict[str, dict[str, dict[str, Any]]]:
+    return {
+        section: {name: plan.to_dict() for name, plan in forms.items()} for section, forms in plans.items()
+    }
+
+
+def _layer_report(site: AttentionSite, plans: Plans) -> LayerReport:
+    """Queries and keys of one layer before and after."""
+    plan, heads = plans.get("layers", {}).get(site.name), plans.get("heads", {}).get(site.name)
+    shape, before = AttentionForm(heads=heads).shape(site.shape), site.shape.dense_parameters
+    if plan is None:
+        return LayerReport(site.name, "dense", shape.full_rank, None, 0.0, before, shape.dense_parameters)
+    return LayerReport(site.name, plan.method, plan.query_rank, plan, 0.0, before, plan.num_parameters(shape))
 
 
 @torch.no_grad()
 def build_(model: PreTrainedModel, measured: Measured, plan: WholePlan, config: CollabConfig) -> Plans:
-    """Give every site of a model its form, in place: heads first, then values, queries and keys over what stays.
+    """Give every site of a model its form, in place: heads, then values, then queries and keys.
 
     Args:
         model: the dense model that was measured.

@@ -1,4 +1,4 @@
-"""How the commands load checkpoints."""
+"""Where a checkpoint comes from, and how it is loaded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from collab_hf.modeling.errors import CheckpointError, ConfigError
+from ..modeling.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,7 @@ class Loading:
             CheckpointError: the checkpoint can't be loaded.
             ConfigError: there is no such device here.
         """
-        from collab_hf.checkpoint.load import load_model
+        from ..checkpoint.load import load_model
 
         return load_model(name, dtype=self.dtype, device=_find_device(self.device), **self._where())
 
@@ -71,7 +71,7 @@ class Loading:
 
     def find_processor(self, name: str) -> Any:
         """The model's tokenizer or image processor, or None where the checkpoint has neither."""
-        from collab_hf.checkpoint.load import load_processor
+        from ..checkpoint.load import load_processor
 
         return load_processor(name, **self._where())
 
@@ -87,13 +87,13 @@ class Loading:
         Raises:
             HubError: the Hub can't be reached, or has no such repository.
         """
-        from collab_hf.hub.fetch import fetch_files
+        from .fetch import fetch_files
 
         return fetch_files(name, revision=self.revision, subfolder=self.subfolder, token=self.token)
 
     def source(self, name: str) -> dict[str, Any]:
         """Where a checkpoint comes from, without any local path: what a report says of it."""
-        from collab_hf.recipe import public_name
+        from ..recipe import public_name
 
         given = {"revision": self.revision, "subfolder": self.subfolder, "dtype": self.dtype}
         chosen = {key: value for key, value in given.items() if value not in (None, "", "auto")}
