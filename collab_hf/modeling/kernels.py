@@ -16,9 +16,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from collab_hf.modeling.plain_attention import plain_attention
-
 from .masks import blocked_rows, four_dimensional, lower_triangle, merge, part_of
+from .plain_attention import plain_attention
 
 # Scores of one piece in bytes, for each thread: twice a core's second-level cache (of 1 MiB where this was
 # measured). Half as much costs a layer up to 10 % more time at 1,024 tokens, a quarter up to 20 %; twice as
