@@ -48,9 +48,8 @@ class CollabConfig:
         hold_out: keep every fourth calibration example, 64 at most, out of the statistics, as planning does
             to measure on them; it stands in recipes that a plan wrote, so that they give the same again.
         precision: dtype inside the solvers, `float64` or `float32`.
-        attention: kinds of layers to compress, the others stay dense; none for all. A kind is one or more of
-            `self`, `cross`, `encoder`, `decoder`, `text` and `vision` (the towers of a model that has two),
-            joined by `-`: `decoder-cross`.
+        attention: kinds of layers to compress, of `self`, `cross`, `encoder`, `decoder`, `text` and `vision`,
+            or some of them joined, such as `decoder-cross`; the other layers stay dense. None given for all.
         layers: settings by layer name (shell-style pattern) that replace the fields above; the value `dense`
             leaves a layer alone.
         speedup: auto; how many times as fast as the original the model is to be on this machine, at `length`
@@ -213,13 +212,7 @@ class CollabConfig:
 
         Args:
             names: the model's attention layers.
-
-        Raises:
-            ConfigError: none of the layers is of the kinds in `attention`.
         """
-        names = list(names)
-        if not any(matches(name, self.attention) for name in names):
-            raise ConfigError(f"no layer is {' or '.join(self.attention)} attention: {', '.join(names)}")
         goals = [n for n in ("budget", *sorted(_TARGETS)) if getattr(self, n) is not None]
         settings = [found for name in names if (found := self.for_layer(name)) is not None]
         for goal in goals:
@@ -231,10 +224,7 @@ class CollabConfig:
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "layers"}
         defaults = {f.name: f.default for f in fields(self)}
         kept = {name: value for name, value in values.items() if name != "plans" and value != defaults[name]}
-        if self.attention:
-            kept["attention"] = list(self.attention)
-        if self.parts is not None:
-            kept["parts"] = list(self.parts)
+        kept |= {name: list(kept[name]) for name in ("attention", "parts") if name in kept}
         if self.layers:
             kept["layers"] = {name: v if isinstance(v, str) else dict(v) for name, v in self.layers.items()}
         if self.plans:

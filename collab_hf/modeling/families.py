@@ -20,8 +20,9 @@ from .errors import ConfigError
 from .families_attention import FAMILIES
 from .families_copies import contract_of
 from .families_feed_forward import FEED_FORWARDS
-from .families_row import Family, FeedForward, Slot, slot_of
+from .families_row import Family, FeedForward
 from .kinds import is_cross
+from .slots import Slot, slot_of
 
 __all__ = [
     "FAMILIES",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from .errors import ConfigError
 
 # Words by the names of the modules around a layer; the first of encoder and decoder counts.
@@ -75,3 +77,18 @@ def checked_kinds(given: object) -> tuple[str, ...]:
     raise ConfigError(
         f"attention must be kinds made of {', '.join(WORDS)}, such as decoder-cross, got {given!r}"
     )
+
+
+def check_kinds(names: Iterable[str], kinds: tuple[str, ...]) -> None:
+    """Refuse kinds that no layer of a model is of.
+
+    Args:
+        names: the layers.
+        kinds: as for `matches`.
+
+    Raises:
+        ConfigError: there is no layer to compress.
+    """
+    names = list(names)
+    if not any(matches(name, kinds) for name in names):
+        raise ConfigError(f"no layer is {' or '.join(kinds)} attention: {', '.join(names)}")

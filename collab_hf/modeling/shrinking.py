@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .errors import ConfigError, RankError
 from .families import attention_row, feed_forward_row, slot_of, submodule_at
-from .families_row import Slot, is_transposed
+from .slots import Slot, is_transposed
 
 
 @dataclass(frozen=True)
