@@ -21,7 +21,7 @@ from transformers import (
 
 from ..modeling import modeling_collab
 from ..modeling.errors import CheckpointError
-from ..registration.auto_classes import register
+from ..registration import register
 
 # What transformers raises for a path, a config or weights that it can't use.
 _LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, json.JSONDecodeError)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedModel
-from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
-from ..modeling.modeling_collab import _forget_renaming, adopt_configs_, model_class
+from ..modeling.host_internals import forget_renaming_, record_outputs_
+from ..modeling.modeling_collab import adopt_configs_, model_class
 
 
 def adopt_(model: PreTrainedModel, plans: Mapping[str, Mapping[str, Any]]) -> None:
@@ -23,9 +23,8 @@ def adopt_(model: PreTrainedModel, plans: Mapping[str, Mapping[str, Any]]) -> No
         # A tower whose layers all stay dense stays the host's.
         if hasattr(inner.config, "collab"):
             inner.__class__ = model_class(type(inner))
-            # The registry of outputs that can be recorded goes by class.
-            _CAN_RECORD_REGISTRY[inner] = inner._can_record_outputs
-            _forget_renaming(inner)
+            record_outputs_(inner)
+            forget_renaming_(inner)
 
 
 def disown_(model: PreTrainedModel) -> None:
@@ -38,6 +37,5 @@ def disown_(model: PreTrainedModel) -> None:
                 delattr(config, name)
     if type(model).__name__.startswith("Collab"):  # models inside of loaded ones are the host's as they are
         model.__class__ = type(model).__bases__[1]
-    # The registry of outputs that can be recorded goes by class.
-    _CAN_RECORD_REGISTRY[model] = model._can_record_outputs
-    vars(model)["_weight_conversions"] = None
+    record_outputs_(model)
+    forget_renaming_(model)

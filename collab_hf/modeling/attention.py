@@ -17,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .by_hand import by_hand
 from .errors import ConfigError
 from .families_row import Family
+from .host_internals import attention_backend
 from .kernels import (
     attend_,
     even_slices,
@@ -232,13 +233,13 @@ class CollabAttention(nn.Module):
     def _backend(self, given: dict[str, Any]) -> str | None:
         """The attention backend that is set; of a host that has none, eager where it must give weights."""
         if self.collab_has_backends:
-            backend: str | None = self.config._attn_implementation
+            backend: str | None = attention_backend(self.config)
             return backend
         asked = given.get("output_attentions", "output_attentions" not in self.collab_arguments)
         return "eager" if asked else "sdpa"
 
     def _check_backend(self, what: str) -> None:
-        backend = self.config._attn_implementation if self.collab_has_backends else None
+        backend = attention_backend(self.config) if self.collab_has_backends else None
         if backend not in ("eager", "sdpa", None):
             raise ConfigError(f"attention backend {backend!r} can't serve {what}; use eager or sdpa")
 

@@ -23,6 +23,12 @@ FORMAT = 2
 # Set by the package to register model classes with the Auto classes when a config is first met.
 on_config: Callable[[type[PreTrainedConfig]], None] | None = None
 
+# Set by the package to tell PEFT about the projections; PEFT asks for them after a config's `to_dict`.
+on_to_dict: Callable[[], None] | None = None
+
+# Set by the package to let AutoConfig know a model of a user's own.
+on_own_model: Callable[[type[Any]], None] | None = None
+
 # Set by the package to publish a model with its own card; without it transformers publishes as ever.
 on_push: Callable[..., str] | None = None
 
@@ -48,6 +54,8 @@ def config_class(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
             base.__post_init__(self, **kwargs)
 
         def to_dict(self: Any) -> dict[str, Any]:
+            if on_to_dict is not None:
+                on_to_dict()
             return _with_plain_parts(base.to_dict(self))
 
         members = {
@@ -56,12 +64,14 @@ def config_class(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
             "__module__": __name__,
             "__post_init__": register_models_first,
             "__qualname__": name,
-            "_auto_class": "AutoConfig",
             "collab": None,
             "model_type": _PREFIX + base.model_type,
             "to_dict": to_dict,
         }
-        _CLASSES[name] = type(name, (base,), members)
+        made: Any = type(name, (base,), members)
+        made.register_for_auto_class("AutoConfig")  # so that saving a model ships this file
+        # Where several threads get here at once, all of them take the class that came first.
+        _CLASSES.setdefault(name, made)
     return _CLASSES[name]
 
 

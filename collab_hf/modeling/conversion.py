@@ -47,7 +47,8 @@ def collab_attention_class(host: type[nn.Module], family: Family) -> type[nn.Mod
             "__qualname__": name,
             "__doc__": host.__doc__,
         }
-        _CLASSES[host] = type(name, (CollabAttention, host), members)
+        # Where several threads get here at once, all of them take the class that came first.
+        _CLASSES.setdefault(host, type(name, (CollabAttention, host), members))
     return _CLASSES[host]
 
 

@@ -8,6 +8,7 @@ load with `trust_remote_code=True` where collab_hf is not installed. It imports 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from threading import RLock
 from typing import Any
 
 import torch
@@ -15,21 +16,21 @@ import transformers
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.conversion_mapping import (
-    get_checkpoint_conversion_mapping,
-    register_checkpoint_conversion_mapping,
-)
-from transformers.models.auto import modeling_auto
 
 from . import configuration_collab
 from .attention import CollabAttention
 from .configuration_collab import config_class
 from .errors import CheckpointError, ConfigError
 from .families import find_host, relative_name
+from .host_internals import forget_renaming_, heads_of, share_renaming
 from .mixing import SelectionMixing
 from .plans import apply_plans_, read_plans, write_plans
 
 _CLASSES: dict[str, type[PreTrainedModel]] = {}
+
+# Transformers replaces methods of its classes while it loads a model (`tie_weights`, for one). Of models that
+# two threads load at once, one can be left with tied weights on the meta device, so they take turns.
+_LOADING = RLock()
 
 
 class _CollabModel:
@@ -44,7 +45,7 @@ class _CollabModel:
         plans = read_plans(config)
         apply_plans_(self, plans)  # type: ignore[arg-type]
         if any(plans.values()):
-            _forget_renaming(self)  # type: ignore[arg-type]
+            forget_renaming_(self)  # type: ignore[arg-type]
         # The host initialised its own layers; what has taken their place since is still empty memory.
         for _, module in list(changed_modules(self)):  # type: ignore[arg-type]
             for inner in module.modules():
@@ -92,9 +93,10 @@ class _CollabModel:
             CheckpointError: a factor is missing, unknown or has another shape than config.json says.
         """
         # Always lenient here, since transformers' own refusal does not name the weight.
-        model, info = super().from_pretrained(  # type: ignore[misc]
-            *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
+        with _LOADING:
+            model, info = super().from_pretrained(  # type: ignore[misc]
+                *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
         check_factors(model, info)
         if info["mismatched_keys"] and not ignore_mismatched_sizes:
             name, found, expected = min(info["mismatched_keys"])
@@ -130,20 +132,16 @@ def model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """
     name = "Collab" + base.__name__
     if name not in _CLASSES:
-        base_config = _config_class_of(base)
         members = {
             "__doc__": base.__doc__,
             "__module__": __name__,
             "__qualname__": name,
-            "config_class": config_class(base_config),
+            "config_class": config_class(_config_class_of(base)),
         }
-        _CLASSES[name] = type(name, (_CollabModel, base), members)
-        # Renamed weights (ViT's, say) are looked up by class name, and classes of others are skipped.
-        renaming = get_checkpoint_conversion_mapping(base.__name__) or get_checkpoint_conversion_mapping(
-            base_config.model_type
-        )
-        if renaming:
-            register_checkpoint_conversion_mapping(name, renaming, overwrite=True)
+        # Renamed weights are looked up by class name, and classes of others are skipped.
+        share_renaming(base, name)
+        # Where several threads get here at once, all of them take the class that came first.
+        _CLASSES.setdefault(name, type(name, (_CollabModel, base), members))
     return _CLASSES[name]
 
 
@@ -175,14 +173,7 @@ def auto_map(model_type: str) -> dict[str, str]:
     Returns:
         `AutoModelForMaskedLM` -> `modeling_collab.CollabBertForMaskedLM`, and so on.
     """
-    found = {}
-    for auto_name, auto_class in vars(modeling_auto).items():
-        names = getattr(getattr(auto_class, "_model_mapping", None), "_model_mapping", None)
-        if isinstance(auto_class, type) and names and model_type in names:
-            entry = names[model_type]
-            host = entry if isinstance(entry, str) else entry[0]
-            found[auto_name.lstrip("_")] = f"modeling_collab.Collab{host}"
-    return found
+    return {auto: f"modeling_collab.Collab{host}" for auto, host in heads_of(model_type).items()}
 
 
 def adopt_configs_(model: PreTrainedModel, plans: Mapping[str, Mapping[str, Any]]) -> None:
@@ -210,11 +201,6 @@ def adopt_configs_(model: PreTrainedModel, plans: Mapping[str, Mapping[str, Any]
         config.auto_map = auto_map(base.model_type)
         if configuration_collab.on_config is not None:
             configuration_collab.on_config(base)
-
-
-def _forget_renaming(model: PreTrainedModel) -> None:
-    """Drop the weight renaming that was looked up for the host's class, when the host was built or loaded."""
-    vars(model)["_weight_conversions"] = None
 
 
 def changed_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

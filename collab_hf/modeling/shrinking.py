@@ -65,6 +65,28 @@ class HeadsPlan(_Plan):
         """The fields, ready for config.json."""
         return {"kept": list(self.kept)}
 
+    def check(self, heads: int, where: str) -> None:
+        """Refuse heads that the layer doesn't have.
+
+        Args:
+            heads: number of heads of the dense layer.
+            where: its name, for the message.
+
+        Raises:
+            RankError: they are no rising numbers of heads, or none.
+        """
+        numbers = list(self.kept)
+        whole = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
+        if (
+            not whole
+            or not numbers
+            or numbers != sorted(set(numbers))
+            or not 0 <= numbers[0] <= numbers[-1] < heads
+        ):
+            raise RankError(
+                f"heads must be rising numbers from 0 to {heads - 1}, at least one, got {numbers} ({where})"
+            )
+
     def shrink_(self, module: Any, around: nn.Module, where: str) -> list[nn.Module]:
         """Leave rows and columns for the kept heads.
 
@@ -80,11 +102,7 @@ class HeadsPlan(_Plan):
             RankError: heads that the layer doesn't have, or none.
         """
         family = attention_row(module)
-        heads, numbers = family.heads(module), list(self.kept)
-        if not numbers or numbers != sorted(set(numbers)) or numbers[0] < 0 or numbers[-1] >= heads:
-            raise RankError(
-                f"heads must be rising numbers from 0 to {heads - 1}, at least one, got {numbers} ({where})"
-            )
+        self.check(family.heads(module), where)
         width = len(self.kept) * family.width(module)
         projections: list[Any] = [family.projection(module, role) for role in ("query", "key", "value")]
         for linear in projections:
@@ -110,6 +128,18 @@ class ValuePlan(_Plan):
 
     section: ClassVar[str] = "value_output"
 
+    def check(self, head_dim: int, where: str) -> None:
+        """Refuse a width that no head of the layer can have.
+
+        Args:
+            head_dim: width of a dense head.
+            where: the layer's name, for the message.
+
+        Raises:
+            RankError: it is no integer from 1 to head_dim.
+        """
+        check_width("value width", self.width, head_dim, where)
+
     def shrink_(self, module: Any, around: nn.Module, where: str) -> list[nn.Module]:
         """Leave rows and columns for narrower values.
 
@@ -125,7 +155,7 @@ class ValuePlan(_Plan):
             RankError: a width that no head of the layer can have.
         """
         family = attention_row(module)
-        check_width("value width", self.width, family.width(module), where)
+        self.check(family.width(module), where)
         width = family.heads(module) * self.width
         value: Any = family.projection(module, "value")
         output = submodule_at(module, around, family.output)
@@ -146,6 +176,18 @@ class FeedForwardPlan(_Plan):
 
     section: ClassVar[str] = "feed_forward"
 
+    def check(self, neurons: int, where: str) -> None:
+        """Refuse a width that the feed-forward can't have.
+
+        Args:
+            neurons: number of neurons of the dense one.
+            where: its name, for the message.
+
+        Raises:
+            RankError: it is no integer from 1 to that.
+        """
+        check_width("feed-forward width", self.width, neurons, where)
+
     def shrink_(self, module: Any, around: nn.Module, where: str) -> list[nn.Module]:
         """Leave rows and columns for the kept neurons.
 
@@ -164,7 +206,7 @@ class FeedForwardPlan(_Plan):
         # Gate and up may be halves of one projection.
         slots = [slot_of(module, path) for path in (row.up, row.gate) if path is not None]
         down = slot_of(module, row.down)
-        check_width("feed-forward width", self.width, down.weight.shape[1], where)
+        self.check(down.weight.shape[1], where)
         up = {id(slot.module): slot for slot in slots}
         for slot in up.values():
             resize_(slot.module, rows=self.width * slot.parts)

@@ -38,6 +38,23 @@ class AttentionForm:
         """Sizes of the layer once heads are gone."""
         return dense if self.heads is None else with_heads(dense, len(self.heads.kept))
 
+    def check(self, dense: AttentionShape, where: str) -> None:
+        """Refuse sizes that the layer can't have.
+
+        Args:
+            dense: sizes of the dense layer.
+            where: its name, for the message.
+
+        Raises:
+            RankError: it can't have them.
+        """
+        if self.heads is not None:
+            self.heads.check(dense.num_heads, where)
+        if self.values is not None:
+            self.values.check(dense.head_dim, where)
+        if self.query_key is not None:
+            self.query_key.check(self.shape(dense), where)
+
     def operations(self, dense: AttentionShape, length: int) -> int:
         """Floating-point operations of the layer for one sequence, two for each multiply-add."""
         shape = self.shape(dense)

@@ -236,10 +236,13 @@ def given_plan(measured: Measured, plans: Plans, length: int) -> WholePlan:
     for name, site in measured.attention.items():
         sections = ("heads", "value_output", "layers")
         form = AttentionForm(*(plans.get(section, {}).get(name) for section in sections))
+        form.check(site.shape, name)
         operations = form.operations(site.shape, length)
         options[name] = Option(form, form.parameters(site.shape), 0.0, operations, 0.0)
     for name, neurons in measured.feed_forward.items():
         plan = plans.get("feed_forward", {}).get(name)
+        if plan is not None:
+            plan.check(neurons.shape.width, name)
         size = FEED_FORWARDS.parameters(plan, neurons.shape)
         options[name] = Option(plan, size, 0.0, FEED_FORWARDS.operations(plan, neurons.shape, length), 0.0)
     return WholePlan(options, length, *dense_sizes(measured, length))
