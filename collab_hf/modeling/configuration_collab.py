@@ -26,9 +26,6 @@ on_config: Callable[[type[PreTrainedConfig]], None] | None = None
 # Set by the package to tell PEFT about the projections; PEFT asks for them after a config's `to_dict`.
 on_to_dict: Callable[[], None] | None = None
 
-# Set by the package to let AutoConfig know a model of a user's own.
-on_own_model: Callable[[type[Any]], None] | None = None
-
 # Set by the package to publish a model with its own card; without it transformers publishes as ever.
 on_push: Callable[..., str] | None = None
 

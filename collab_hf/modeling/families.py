@@ -16,7 +16,6 @@ from typing import Any
 
 from torch import nn
 
-from . import configuration_collab
 from .errors import ConfigError
 from .families_attention import FAMILIES
 from .families_copies import contract_of
@@ -135,7 +134,6 @@ def register_family(
     row: Family | None = None,
     *,
     feed_forward: FeedForward | None = None,
-    model: type[Any] | None = None,
 ) -> None:
     """Make an attention or feed-forward class of your own known.
 
@@ -143,11 +141,7 @@ def register_family(
         host: the class; its name must not be that of a class of transformers that has a row.
         row: where its projections are, and what its forward reads and gives; None for a feed-forward.
         feed_forward: the same of a class that holds a feed-forward.
-        model: the transformers model class that it is part of, already registered with `AutoConfig` and
-            `AutoModel`; its compressed checkpoints load with them then.
     """
-    if model is not None and configuration_collab.on_own_model is not None:
-        configuration_collab.on_own_model(model)
     if row is not None:
         _REGISTERED[host] = row
     if feed_forward is not None:

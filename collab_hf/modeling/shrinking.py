@@ -246,7 +246,10 @@ def resize_(linear: Any, *, rows: int | None = None, columns: int | None = None)
     rows, columns = rows or old_rows, columns or old_columns
     shape = (columns, rows) if transposed else (rows, columns)
     linear.weight = nn.Parameter(weight.new_empty(shape), requires_grad=weight.requires_grad)
-    if linear.bias is not None:
+    if linear.bias is None and columns != old_columns:
+        # What it no longer reads had a mean, which the refitted layer adds.
+        linear.bias = nn.Parameter(weight.new_zeros(rows), requires_grad=weight.requires_grad)
+    elif linear.bias is not None:
         linear.bias = nn.Parameter(
             weight.new_empty(rows) if rows != old_rows else linear.bias.detach().clone(),
             requires_grad=linear.bias.requires_grad,

@@ -17,6 +17,8 @@ from ..calibration.statistics import collect_statistics
 from ..config import CollabConfig
 from ..errors import ConfigError
 from ..host.sites import AttentionSite, FeedForwardSite
+from ..modeling.families import Family
+from ..modeling.kinds import matches
 from ..modeling.plans import Plans
 from ..parts.part import Option
 from ..parts.registry import FEED_FORWARDS, HEADS, QUERY_KEY, VALUES
@@ -139,17 +141,26 @@ def measure_parts(
     ]
     for part, sites, found in inputs:
         if part.name in parts:
-            curves[part.name] = _part_curves(part, sites, found, divergence, progress)
+            open_sites = {name: site for name, site in sites.items() if _allows(site, part.name, config)}
+            curves[part.name] = _part_curves(part, open_sites, found, divergence, progress)
     statistics: Mapping[str, LayerStatistics] = {}
     if QUERY_KEY.name in parts:
-        modules = {name: site.module for name, site in attention.items()}
+        chosen = {name: site for name, site in attention.items() if _allows(site, QUERY_KEY.name, config)}
+        modules = {name: site.module for name, site in chosen.items()}
         statistics = collect_statistics(model, modules, seen, progress=progress)
-        settings = dict.fromkeys(attention, replace(config, reconstruct_steps=0))
+        settings = dict.fromkeys(chosen, replace(config, reconstruct_steps=0))
         measured = measured_curves(
-            model, QUERY_KEY, attention, settings, statistics, seen, held_out, progress=progress
+            model, QUERY_KEY, chosen, settings, statistics, seen, held_out, progress=progress
         )
         curves[QUERY_KEY.name] = {curve.name: curve for curve in measured}
     return Measured(attention, feed_forward, statistics, outputs, neurons, curves)
+
+
+def _allows(site: Any, part: str, config: CollabConfig) -> bool:
+    """Whether a part of a site may be made smaller, by its host and by the kinds that settings choose."""
+    if not isinstance(site.family, Family):
+        return True
+    return site.family.refusal(site.module, part) is None and matches(site.name, config.attention)
 
 
 def _part_curves(

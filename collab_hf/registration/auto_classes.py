@@ -5,46 +5,27 @@ from __future__ import annotations
 from threading import RLock
 from typing import Any
 
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from ..modeling import configuration_collab
 from ..modeling.families import FAMILIES
-from ..modeling.host_internals import own_heads_of
+from ..modeling.host_internals import derive_configs, own_heads_of
 from .peft_targets import extend_peft
 
 _PREFIX = "collab_"
-# Models that are made of others, and towers that have files of their own.
-_COMPOSITES = frozenset(
-    {
-        "chinese_clip_text_model",
-        "chinese_clip_vision_model",
-        "clip_text_model",
-        "clip_vision_model",
-        "encoder-decoder",
-        "siglip_text_model",
-        "siglip_vision_model",
-        "speech-encoder-decoder",
-        "vision-encoder-decoder",
-        "vision-text-dual-encoder",
-    }
-)
 _registering = RLock()
 _registered: set[type[PreTrainedConfig]] = set()
 
 
 def register() -> None:
-    """Register every family's config; its models follow when such a config is first met.
+    """Register a config for every host; its models follow when such a config is first met.
 
-    A config's file takes milliseconds to import, a model's takes seconds.
+    Hosts' files are not imported for it: those of all families would take seconds.
     """
     configuration_collab.on_config = _register_models
     configuration_collab.on_to_dict = _extend_peft
     configuration_collab.on_push = _push_model
-    configuration_collab.on_own_model = _register_own
-    known = {model_type for family in FAMILIES.values() for model_type in family.model_types}
-    for model_type in sorted(known | _COMPOSITES):
-        config = configuration_collab.config_class(CONFIG_MAPPING[model_type])
-        AutoConfig.register(_PREFIX + model_type, config, exist_ok=True)
+    derive_configs(_PREFIX, configuration_collab.config_class)
 
 
 def _register_models(base: type[PreTrainedConfig]) -> None:
@@ -60,7 +41,6 @@ def _register_models(base: type[PreTrainedConfig]) -> None:
         from ..modeling import modeling_collab
 
         config = configuration_collab.config_class(base)
-        AutoConfig.register(config.model_type, config, exist_ok=True)  # of a copy of a known host
         for auto_name, reference in modeling_collab.auto_map(base.model_type).items():
             model = getattr(modeling_collab, reference.rpartition(".")[2])
             getattr(modeling_auto, auto_name).register(config, model, exist_ok=True)
@@ -69,13 +49,6 @@ def _register_models(base: type[PreTrainedConfig]) -> None:
                 config, modeling_collab.model_class(own), exist_ok=True
             )
         _registered.add(base)
-
-
-def _register_own(model: type[PreTrainedModel]) -> None:
-    """Let AutoConfig know the collaborative config of a user's own model."""
-    if model.config_class is not None:
-        config = configuration_collab.config_class(model.config_class)
-        AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
 def _extend_peft() -> None:
