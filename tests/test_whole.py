@@ -146,7 +146,7 @@ class TestParts:
             (VALUES, measured.attention, measured.outputs),
         ):
             name, site = next(iter(sites.items()))
-            trial = part.trial(site, moments[name])
+            trial = part.trial(site, CollabConfig(), moments[name])
             option = next(o for o in trial.options if o.plan is not None)
             before = hidden(model, texts[0])
             with part.replaced(sites, {name: trial.solve(option.plan)}):
@@ -168,12 +168,12 @@ class TestParts:
             layer.attention.output.dense.weight[:, 8:16] = 0
         measured = measure_parts(model, [], CollabConfig(), texts, texts)
         name, site = next(iter(measured.feed_forward.items()))
-        trial = FEED_FORWARDS.trial(site, measured.neurons[name])
+        trial = FEED_FORWARDS.trial(site, CollabConfig(), measured.neurons[name])
         assert trial.path.error(24) == pytest.approx(0, abs=1e-9)
         assert trial.path.error(16) > 1e-4  # negative control: a live neuron costs
         assert all(int(k) % 2 for k in trial.path.kept(24))
         name, attention = next(iter(measured.attention.items()))
-        heads = HEADS.trial(attention, measured.outputs[name])
+        heads = HEADS.trial(attention, CollabConfig(), measured.outputs[name])
         assert heads.options[-2].plan.kept == (0, 2)
         assert heads.options[-2].error == pytest.approx(0, abs=1e-9)
         assert heads.options[-3].error > 1e-4  # negative control: a live head costs

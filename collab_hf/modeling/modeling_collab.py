@@ -20,10 +20,12 @@ from transformers import initialization as init
 from . import configuration_collab
 from .attention import CollabAttention
 from .configuration_collab import config_class
+from .embeddings import LowRankEmbedding, resized_head
 from .errors import CheckpointError, ConfigError
 from .families import find_host, relative_name
 from .host_internals import forget_renaming_, heads_of, share_renaming
 from .mixing import SelectionMixing
+from .mixing_base import Mixing
 from .plans import apply_plans_, read_plans, write_plans
 
 _CLASSES: dict[str, type[PreTrainedModel]] = {}
@@ -54,20 +56,17 @@ class _CollabModel:
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if not isinstance(module, CollabAttention):
-            super()._init_weights(module)  # type: ignore[misc]
-        else:  # hosts name projections and biases here that are gone; their modules come one by one
-            std = getattr(self.config, "initializer_range", 0.02)  # type: ignore[attr-defined]
-            for name, parameter in module.mixing.named_parameters():
-                if name == "bias":
-                    init.zeros_(parameter)
-                elif name == "weight":
-                    init.ones_(parameter)
-                else:
-                    init.normal_(parameter, std=std)
-            if isinstance(module.mixing, SelectionMixing):
-                index = torch.arange(module.mixing.index.numel()) % module.mixing.query_rank
-                init.copy_(module.mixing.index, index.view_as(module.mixing.index))
+        if isinstance(module, CollabAttention):
+            # Hosts name projections and biases here that are gone; their modules come one by one.
+            _init_mixing(module.mixing, getattr(self.config, "initializer_range", 0.02))  # type: ignore[attr-defined]
+            return
+        super()._init_weights(module)  # type: ignore[misc]
+        if isinstance(module, LowRankEmbedding):
+            init.normal_(module.up, std=module.up.shape[1] ** -0.5)
+
+    def _get_resized_lm_head(self, old_lm_head: nn.Linear, *args: Any, **kwargs: Any) -> nn.Linear:
+        new: nn.Linear = super()._get_resized_lm_head(old_lm_head, *args, **kwargs)  # type: ignore[misc]
+        return resized_head(old_lm_head, new)
 
     @classmethod
     def from_pretrained(
@@ -145,6 +144,20 @@ def model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     return _CLASSES[name]
 
 
+def _init_mixing(mixing: Mixing, std: float) -> None:
+    """Numbers that a checkpoint is to replace."""
+    for name, parameter in mixing.named_parameters():
+        if name == "bias":
+            init.zeros_(parameter)
+        elif name == "weight":
+            init.ones_(parameter)
+        else:
+            init.normal_(parameter, std=std)
+    if isinstance(mixing, SelectionMixing):
+        index = torch.arange(mixing.index.numel()) % mixing.query_rank
+        init.copy_(mixing.index, index.view_as(mixing.index))
+
+
 def _config_class_of(model: type[PreTrainedModel]) -> type[PreTrainedConfig]:
     if model.config_class is None:
         raise ConfigError(f"{model.__name__} has no config class")
@@ -185,12 +198,14 @@ def adopt_configs_(model: PreTrainedModel, plans: Mapping[str, Mapping[str, Any]
             modules in its own model, by names relative to that.
     """
     names = {relative_name(model, name): id(module) for name, module in model.named_modules()}
-    changed = {section: {names[n]: plan for n, plan in own.items()} for section, own in plans.items()}
+    changed = {s: {names[n]: plan for n, plan in own.items() if n in names} for s, own in plans.items()}
     seen: set[int] = set()
     for inner in [m for m in model.modules() if isinstance(m, PreTrainedModel)]:
         config = inner.config
         inside = {id(module): relative_name(inner, name) for name, module in inner.named_modules()}
         found = {s: {inside[i]: p for i, p in own.items() if i in inside} for s, own in changed.items()}
+        if inner is model:
+            found = {section: dict(own) for section, own in plans.items()}
         is_ours = type(config).model_type.startswith("collab_")
         if id(config) in seen or is_ours or not any(found.values()):
             continue

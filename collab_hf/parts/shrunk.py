@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from ..modeling.families import Slot, relative_name
 from ..modeling.plans import shrink_
 from ..modeling.shrinking import fill_
 from ..tensors.moments import Moments
+from .part import Part
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,14 +35,8 @@ class Shrunk:
     relative_error: float
 
 
-class ShrinkingPart:
-    """Base of parts whose solutions are `Shrunk`.
-
-    Attributes:
-        name: as `--parts` and config.json name it.
-    """
-
-    name: ClassVar[str]
+class ShrinkingPart(Part):
+    """Base of parts whose solutions are `Shrunk`."""
 
     @abstractmethod
     def output(self, site: Any) -> nn.Linear:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ..calibration.held_out import Batch
 from ..errors import CalibrationError
-from ..host.inputs import evaluating, move
+from ..host.inputs import evaluating, move, pool
 from ..host.states import last_hidden_states
 
 
@@ -76,7 +76,5 @@ class Divergence:
 def _views(hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """What heads read: every real token (N, D), the first one (B, D), the mean one (B, D)."""
     hidden = hidden.float()
-    if mask is None:
-        return hidden.flatten(0, 1), hidden[:, 0], hidden.mean(1)
-    weight = mask.to(hidden).unsqueeze(-1)
-    return hidden[mask.bool()], hidden[:, 0], (hidden * weight).sum(1) / weight.sum(1).clamp_min(1)
+    tokens = hidden.flatten(0, 1) if mask is None else hidden[mask.bool()]
+    return tokens, pool(hidden, mask, "cls"), pool(hidden, mask, "mean")

@@ -142,7 +142,7 @@ def measure_parts(
     for part, sites, found in inputs:
         if part.name in parts:
             open_sites = {name: site for name, site in sites.items() if _allows(site, part.name, config)}
-            curves[part.name] = _part_curves(part, open_sites, found, divergence, progress)
+            curves[part.name] = _part_curves(part, open_sites, found, divergence, config, progress)
     statistics: Mapping[str, LayerStatistics] = {}
     if QUERY_KEY.name in parts:
         chosen = {name: site for name, site in attention.items() if _allows(site, QUERY_KEY.name, config)}
@@ -168,12 +168,13 @@ def _part_curves(
     sites: Mapping[str, Any],
     moments: Mapping[str, Moments],
     divergence: Divergence,
+    config: CollabConfig,
     progress: bool,
 ) -> dict[str, Curve]:
     """Options of a part's sites with the divergence of a few of them, one at a time."""
     found = {}
     for name, site in tqdm(sites.items(), desc=f"Measuring {part.name}", unit="layer", disable=not progress):
-        trial = part.trial(site, moments[name])
+        trial = part.trial(site, config, moments[name])
         dense = part.parameters(None, site.shape)
         knots = []
         for option in _measured_options(trial.options, dense):

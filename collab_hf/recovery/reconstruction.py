@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..host.watch import LayerCall, watch_layers
-from ..parts.part import Part
+from ..parts.part import LayerwisePart
 
 # Tokens of one step, and of all examples: 1,000 short sentences or 64 images of 224 pixels fill the latter.
 _STEP_TOKENS = 2048
@@ -67,7 +67,7 @@ class Piece:
 
 def reconstruct(
     model: nn.Module,
-    part: Part,
+    part: LayerwisePart,
     sites: Mapping[str, Any],
     solutions: Mapping[str, Any],
     batches: Sequence[Mapping[str, Any]],
@@ -194,7 +194,7 @@ def _split(call: LayerCall, most: int, step_tokens: int) -> Iterator[Piece]:
 
 
 def reconstruct_layer(
-    part: Part, site: Any, solution: Any, pieces: Sequence[Piece], *, steps: int, seed: int = 0
+    part: LayerwisePart, site: Any, solution: Any, pieces: Sequence[Piece], *, steps: int, seed: int = 0
 ) -> Reconstruction:
     """Train what a part puts into one layer on the layer's recorded inputs and outputs.
 

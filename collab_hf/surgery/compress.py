@@ -19,7 +19,7 @@ from ..host.rollback import undone_on_error
 from ..host.sites import AttentionSites
 from ..modeling.kinds import check_kinds
 from ..modeling.plans import QUERY_KEY
-from ..parts.part import Part
+from ..parts.part import LayerwisePart
 from ..parts.registry import PARTS
 from ..planning import Divergence, plan_model, planned_layers
 from ..recovery.reconstruction import Reconstruction, reconstruct
@@ -98,7 +98,7 @@ class _Prepared:
 
 def _prepare(
     model: PreTrainedModel,
-    part: Part,
+    part: LayerwisePart,
     sites: AttentionSites,
     config: CollabConfig,
     calibration: Iterable[Mapping[str, Any]] | Mapping[str, LayerStatistics] | None,
@@ -120,7 +120,7 @@ def _prepare(
 
 def _reconstruct(
     model: PreTrainedModel,
-    part: Part,
+    part: LayerwisePart,
     sites: AttentionSites,
     factors: Mapping[str, SharedFactors],
     batches: Sequence[Mapping[str, Any]],
@@ -144,7 +144,7 @@ def _reconstruct(
 
 
 def _candidates(
-    part: Part, sites: AttentionSites, config: CollabConfig
+    part: LayerwisePart, sites: AttentionSites, config: CollabConfig
 ) -> tuple[dict[str, CollabConfig], dict[str, list[Any]]]:
     """Settings of the layers that are not dense, and the forms of those that the planner leaves alone."""
     unmatched = [p for p in config.layers if not any(fnmatchcase(name, p) for name in sites)]

@@ -177,7 +177,7 @@ def build_(model: PreTrainedModel, measured: Measured, plan: WholePlan, config: 
             _build_attention_(measured.attention[name], measured, option.plan, config, plans)
         elif option.plan is not None:
             site = measured.feed_forward[name]
-            trial = FEED_FORWARDS.trial(site, measured.neurons[name])
+            trial = FEED_FORWARDS.trial(site, config, measured.neurons[name])
             FEED_FORWARDS.install_(site, trial.solve(option.plan))
             plans.setdefault(FEED_FORWARDS.name, {})[name] = option.plan
     adopt_(model, plans)
@@ -189,12 +189,12 @@ def _build_attention_(
 ) -> None:
     moments, query_key = measured.outputs[site.name], form.query_key
     if form.heads is not None:
-        HEADS.install_(site, HEADS.trial(site, moments).solve(form.heads))
+        HEADS.install_(site, HEADS.trial(site, config, moments).solve(form.heads))
         plans.setdefault(HEADS.name, {})[site.name] = form.heads
         moments = moments_of(moments, columns_of(form.heads, site.shape.head_dim))
         site = replace(site, shape=site.family.shape(site.module))
     if form.values is not None:
-        VALUES.install_(site, VALUES.trial(site, moments).solve(form.values))
+        VALUES.install_(site, VALUES.trial(site, config, moments).solve(form.values))
         plans.setdefault(VALUES.name, {})[site.name] = form.values
         if query_key is None:  # hosts have values as wide as a head; ours take any
             query_key = METHODS["copy"].given(config, site.shape)
