@@ -15,6 +15,7 @@ from collab_hf.modeling.families import (
     Slot,
     all_attention_layers,
     feed_forward_layers,
+    row_of_class,
     slot_of,
     submodule_at,
 )
@@ -121,3 +122,33 @@ def test_the_command_lists_every_model_type(collab_hf: CommandLine) -> None:
     assert "rotary" in listed["llama"]["query_key"]
     assert "rotary" in listed["esm"]["note"]
     assert all(one["feed_forward"] is None for one in listed.values())
+
+
+@pytest.mark.parametrize("name", ["clip", "t5", "opt", "gpt_neo", "encoder-decoder"])
+def test_planning_sees_towers_and_decoders(name: str) -> None:
+    """Whose base models give no hidden states, or are never called."""
+    model = build(name)
+    config = CollabConfig(budget=0.5, reconstruct_steps=2)
+    report = compress_(model, config, calibration=[CASES[name].inputs()] * 4)
+    assert report.qk_parameters_after <= 0.5 * report.qk_parameters_before
+    assert report.predicted_loss is not None
+
+
+def test_copies_of_known_classes_need_no_row() -> None:
+    """And a class that names what no contract explains gets none."""
+    from transformers.models.metaclip_2.modeling_metaclip_2 import MetaClip2Attention
+    from transformers.models.mixtral.modeling_mixtral import MixtralAttention
+    from transformers.models.nllb_moe.modeling_nllb_moe import NllbMoeAttention
+    from transformers.models.swin.modeling_swin import SwinAttention
+    from transformers.models.xmod.modeling_xmod import XmodSelfAttention
+
+    for host, output in ((MetaClip2Attention, "out_proj"), (NllbMoeAttention, "out_proj")):
+        row = row_of_class(host)
+        assert row is not None
+        assert (row.query, row.output, row.refuses) == ("q_proj", output, None)
+    xmod, mixtral = row_of_class(XmodSelfAttention), row_of_class(MixtralAttention)
+    assert xmod is not None
+    assert xmod.query == "query"
+    assert mixtral is not None
+    assert "rotary" in str(mixtral.refuses)
+    assert row_of_class(SwinAttention) is None
