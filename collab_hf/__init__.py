@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from .config import CollabConfig as CollabConfig
     from .errors import CollabError as CollabError
     from .hub import push as push
+    from .modeling.families import Family as Family
+    from .modeling.families import FeedForward as FeedForward
+    from .modeling.families import register_family as register_family
     from .modeling.plan import LayerPlan as LayerPlan
     from .recovery import LossWeights as LossWeights
     from .recovery import RecoveryConfig as RecoveryConfig
@@ -35,6 +38,8 @@ _HOME = {
     "CollabConfig": "config",
     "CollabError": "errors",
     "CompressionReport": "surgery",
+    "Family": "modeling.families",
+    "FeedForward": "modeling.families",
     "LayerPlan": "modeling.plan",
     "LossWeights": "recovery",
     "RecoveryConfig": "recovery",
@@ -48,6 +53,7 @@ _HOME = {
     "load_processor": "checkpoint",
     "recover_": "recovery",
     "push": "hub",
+    "register_family": "modeling.families",
     "to_dense_": "surgery",
 }
 

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from collab_hf.cli import bench, compress, evaluate, export, heal, inspect, push, verify
+from collab_hf.cli import bench, compress, evaluate, export, families, heal, inspect, push, verify
 from collab_hf.cli.answers import AnsweringCommand
 from collab_hf.errors import HubError
 from collab_hf.modeling.errors import CollabError
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.command(cls=AnsweringCommand, epilog=compress.EXAMPLE)(compress.compress)
 app.command(cls=AnsweringCommand, epilog=heal.EXAMPLE)(heal.heal)
+app.command(cls=AnsweringCommand, epilog=families.EXAMPLE)(families.families)
 app.command(cls=AnsweringCommand, epilog=inspect.EXAMPLE)(inspect.inspect)
 app.command(cls=AnsweringCommand, epilog=verify.EXAMPLE)(verify.verify)
 app.command(cls=AnsweringCommand, epilog=evaluate.EXAMPLE)(evaluate.evaluate)

@@ -53,6 +53,7 @@ def compress(
     parts: asked.PartNames = None,
     length: asked.Length = None,
     batch_size: asked.BatchSize = None,
+    attention: asked.Attention = None,
     dry_run: asked.DryRun = False,
     content_bias: Annotated[
         Literal["auto", "exact", "folded"] | None,
@@ -108,6 +109,7 @@ def compress(
         "target_params": target_params,
         "target_flops": target_flops,
         "max_loss": max_loss,
+        "attention": attention,
         "content_bias": content_bias,
         "calibration": calibration,
         "calibration_examples": calibration_examples,

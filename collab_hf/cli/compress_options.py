@@ -39,6 +39,14 @@ MaxLoss = Annotated[
     float | None,
     typer.Option(metavar="X", help="auto: greatest divergence of the hidden states from the original's."),
 ]
+Attention = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND,..",
+        help="Layers to compress: self, cross, encoder, decoder, text, vision, or some joined by `-`, "
+        "such as decoder-cross.  [default: all]",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, its size, cost and loss, and stop.")]
 Calibration = Annotated[
     str | None,

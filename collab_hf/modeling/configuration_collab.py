@@ -36,6 +36,7 @@ _FOR_OTHERS = (
     "none for this class: use this collab_hf, a later one, or an Auto class with trust_remote_code=True"
 )
 
+_PREFIX = "collab_"
 _CLASSES: dict[str, type[PreTrainedConfig]] = {}
 
 
@@ -61,7 +62,7 @@ def config_class(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
         def to_dict(self: Any) -> dict[str, Any]:
             if on_to_dict is not None:
                 on_to_dict()
-            values: dict[str, Any] = base.to_dict(self)
+            values = _with_plain_parts(base.to_dict(self))
             return {**values, _FOREIGN: _FOR_OTHERS} if _fits_host(self) else values
 
         members = {
@@ -71,7 +72,7 @@ def config_class(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
             "__post_init__": register_models_first,
             "__qualname__": name,
             "collab": None,
-            "model_type": "collab_" + base.model_type,
+            "model_type": _PREFIX + base.model_type,
             "to_dict": to_dict,
         }
         made: Any = type(name, (base,), members)
@@ -91,6 +92,20 @@ def _fits_host(config: Any) -> bool:
     # An exact content bias adds rows to the key projection, whose shape then stops every other class.
     folded = [plan for plan in plans if plan.get("content_bias") == "folded"]
     return any(plan.get("method") == "copy" or plan.get("query_rank", 0) >= full for plan in folded)
+
+
+def _with_plain_parts(settings: dict[str, Any]) -> dict[str, Any]:
+    """A config's settings with the host's own configs inside: the outer one alone has the layers' forms.
+
+    A host builds its parts from its config before any layer is converted.
+    """
+    for value in settings.values():
+        kind = value.get("model_type") if isinstance(value, dict) else None
+        if isinstance(kind, str) and kind.startswith(_PREFIX):
+            value["model_type"] = kind.removeprefix(_PREFIX)
+            for name in ("collab", "auto_map"):
+                value.pop(name, None)
+    return settings
 
 
 def __getattr__(name: str) -> type[PreTrainedConfig]:

@@ -7,12 +7,16 @@ This file ships with saved checkpoints: it imports transformers alone.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import transformers
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from .errors import VersionError
+
+if TYPE_CHECKING:
+    # Their file takes seconds to import.
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def attention_backend(config: PreTrainedConfig) -> Any:
@@ -90,6 +94,65 @@ def heads_of(model_type: str) -> dict[str, str]:
             if model_type in classes:
                 entry = classes[model_type]
                 found[name] = entry if isinstance(entry, str) else entry[0]
+    return found
+
+
+class _Derived(dict[str, Any]):
+    """Configs by model type; that of `collab_bert`, say, is made of BERT's when it is first asked for."""
+
+    def __init__(self, hosts: Any, prefix: str, make: Callable[[Any], Any], known: Mapping[str, Any]) -> None:
+        super().__init__(known)
+        self._hosts, self._prefix, self._make = hosts, prefix, make
+
+    def __contains__(self, name: object) -> bool:
+        if super().__contains__(name):
+            return True
+        return isinstance(name, str) and name.startswith(self._prefix) and self._host(name) in self._hosts
+
+    def __missing__(self, name: str) -> Any:
+        if name not in self:
+            raise KeyError(name)
+        return self.setdefault(name, self._make(self._hosts[self._host(name)]))
+
+    def _host(self, name: str) -> str:
+        return name.removeprefix(self._prefix)
+
+
+def derive_configs(prefix: str, make: Callable[[Any], Any]) -> None:
+    """Let `AutoConfig` know a config for every model type with a prefix, without importing the hosts' files.
+
+    Args:
+        prefix: of the new model types, such as `collab_`.
+        make: makes the config class of a host's, when its model type is first met.
+
+    Raises:
+        VersionError: `AutoConfig` lacks its table.
+    """
+    hosts = transformers.CONFIG_MAPPING
+    known = _private(hosts, "_extra_content")
+    if not isinstance(known, _Derived):
+        vars(hosts)["_extra_content"] = _Derived(hosts, prefix, make, known)
+
+
+def own_heads_of(config: type[PreTrainedConfig]) -> dict[str, type[PreTrainedModel]]:
+    """Which class of a user's own each Auto class gives for a config class.
+
+    Args:
+        config: a config class.
+
+    Returns:
+        Those that a user registered by name of the Auto class.
+
+    Raises:
+        VersionError: the Auto classes lack their tables.
+    """
+    auto = importlib.import_module("transformers.models.auto.modeling_auto")
+    found = {}
+    for name, auto_class in list(vars(auto).items()):
+        if isinstance(auto_class, type) and name.startswith("Auto"):
+            own = _private(_private(auto_class, "_model_mapping"), "_extra_content").get(config)
+            if isinstance(own, type):
+                found[name] = own
     return found
 
 

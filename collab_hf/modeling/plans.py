@@ -15,7 +15,7 @@ from .configuration_collab import FORMAT
 from .conversion import convert_
 from .embeddings import EmbeddingPlan, token_embeddings
 from .errors import ConfigError
-from .families import attention_layers, feed_forward_layers
+from .families import all_attention_layers, feed_forward_layers
 from .plan import LayerPlan
 from .shrinking import FeedForwardPlan, HeadsPlan, ValuePlan
 
@@ -89,7 +89,7 @@ def apply_plans_(model: nn.Module, plans: Mapping[str, Mapping[str, Any]]) -> No
         ConfigError: a plan names no module of this model, or does not fit it.
     """
     around = dict(_held(model))
-    attention = {name: module for name, module, _ in attention_layers(model)}
+    attention = {name: module for name, module, _ in all_attention_layers(model)}
     modules = {
         **dict.fromkeys((HeadsPlan.section, ValuePlan.section, QUERY_KEY), attention),
         FeedForwardPlan.section: {name: module for name, module, _ in feed_forward_layers(model)},

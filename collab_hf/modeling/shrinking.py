@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ConfigError, RankError
-from .families import FAMILIES, FEED_FORWARDS, submodule_at
+from .families import attention_row, feed_forward_row, slot_of, submodule_at
+from .slots import Slot, is_transposed
 
 
 @dataclass(frozen=True)
@@ -100,16 +101,17 @@ class HeadsPlan(_Plan):
         Raises:
             RankError: heads that the layer doesn't have, or none.
         """
-        family = FAMILIES[type(module).__name__]
-        heads = getattr(module, family.num_heads)
-        self.check(heads, where)
-        width = len(self.kept) * getattr(module, family.head_dim)
-        projections = [getattr(module, name) for name in (family.query, family.key, family.value)]
+        family = attention_row(module)
+        self.check(family.heads(module), where)
+        width = len(self.kept) * family.width(module)
+        projections: list[Any] = [family.projection(module, role) for role in ("query", "key", "value")]
         for linear in projections:
             resize_(linear, rows=width)
         output = submodule_at(module, around, family.output)
         resize_(output, columns=width)
         setattr(module, family.num_heads, len(self.kept))
+        if family.all_heads is not None:
+            setattr(module, family.all_heads, width)
         module.collab_kept_heads = self.kept
         return [*projections, output]
 
@@ -152,10 +154,11 @@ class ValuePlan(_Plan):
         Raises:
             RankError: a width that no head of the layer can have.
         """
-        family = FAMILIES[type(module).__name__]
-        self.check(getattr(module, family.head_dim), where)
-        width = getattr(module, family.num_heads) * self.width
-        value, output = getattr(module, family.value), submodule_at(module, around, family.output)
+        family = attention_row(module)
+        self.check(family.width(module), where)
+        width = family.heads(module) * self.width
+        value: Any = family.projection(module, "value")
+        output = submodule_at(module, around, family.output)
         resize_(value, rows=width)
         resize_(output, columns=width)
         return [value, output]
@@ -199,14 +202,16 @@ class FeedForwardPlan(_Plan):
         Raises:
             RankError: a width that the feed-forward can't have.
         """
-        row = FEED_FORWARDS[type(module).__name__]
-        up = [module.get_submodule(path) for path in (row.up, row.gate) if path is not None]
-        down = module.get_submodule(row.down)
-        self.check(down.in_features, where)
-        for linear in up:
-            resize_(linear, rows=self.width)
-        resize_(down, columns=self.width)
-        return [*up, down]
+        row = feed_forward_row(module)
+        # Gate and up may be halves of one projection.
+        slots = [slot_of(module, path) for path in (row.up, row.gate) if path is not None]
+        down = slot_of(module, row.down)
+        self.check(down.weight.shape[1], where)
+        up = {id(slot.module): slot for slot in slots}
+        for slot in up.values():
+            resize_(slot.module, rows=self.width * slot.parts)
+        resize_(down.module, columns=self.width)
+        return [*(slot.module for slot in up.values()), down.module]
 
 
 def check_width(name: str, value: Any, most: int, where: str) -> None:
@@ -231,20 +236,27 @@ def resize_(linear: Any, *, rows: int | None = None, columns: int | None = None)
     The module stays the object that it was, with its hooks, device, dtype and requires_grad.
 
     Args:
-        linear: an nn.Linear.
+        linear: an nn.Linear, or a Conv1D, whose weight is (inputs, outputs).
         rows: outputs; None for as many as it has.
         columns: inputs; None for as many as it has.
     """
     weight: Tensor = linear.weight
-    rows = linear.out_features if rows is None else rows
-    columns = linear.in_features if columns is None else columns
-    linear.weight = nn.Parameter(weight.new_empty(rows, columns), requires_grad=weight.requires_grad)
-    if linear.bias is not None:
+    transposed = is_transposed(linear)
+    old_rows, old_columns = weight.t().shape if transposed else weight.shape
+    rows, columns = rows or old_rows, columns or old_columns
+    shape = (columns, rows) if transposed else (rows, columns)
+    linear.weight = nn.Parameter(weight.new_empty(shape), requires_grad=weight.requires_grad)
+    if linear.bias is None and columns != old_columns:
+        # What it no longer reads had a mean, which the refitted layer adds.
+        linear.bias = nn.Parameter(weight.new_zeros(rows), requires_grad=weight.requires_grad)
+    elif linear.bias is not None:
         linear.bias = nn.Parameter(
-            weight.new_empty(rows) if rows != linear.out_features else linear.bias.detach().clone(),
+            weight.new_empty(rows) if rows != old_rows else linear.bias.detach().clone(),
             requires_grad=linear.bias.requires_grad,
         )
-    linear.out_features, linear.in_features = rows, columns
+    names = ("nf", "nx") if transposed else ("out_features", "in_features")
+    for name, size in zip(names, (rows, columns), strict=True):
+        setattr(linear, name, size)
 
 
 @torch.no_grad()
@@ -252,13 +264,15 @@ def fill_(linear: Any, weight: Tensor, bias: Tensor | None) -> None:
     """Put numbers into a linear layer that was resized.
 
     Args:
-        linear: an nn.Linear.
+        linear: an nn.Linear or Conv1D, or a `Slot` of one.
         weight: (out_features, in_features), any floating dtype.
         bias: (out_features,), or None to leave the bias as it is; a layer without one gets one.
     """
-    linear.weight.copy_(weight)
+    slot = linear if isinstance(linear, Slot) else Slot(linear)
+    slot.weight.copy_(weight)
     if bias is None:
         return
-    if linear.bias is None:
-        linear.bias = nn.Parameter(linear.weight.new_empty(len(bias)), linear.weight.requires_grad)
-    linear.bias.copy_(bias)
+    if slot.bias is not None:
+        slot.bias.copy_(bias)
+        return
+    linear.bias = nn.Parameter(bias.detach().to(linear.weight), linear.weight.requires_grad)

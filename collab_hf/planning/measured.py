@@ -14,7 +14,9 @@ from ..calibration.held_out import Batch
 from ..calibration.linear_inputs import linear_moments
 from ..calibration.statistics import collect_statistics
 from ..config import CollabConfig
-from ..host.sites import AttentionSite
+from ..host.sites import AttentionSite, Site
+from ..modeling.families import Family
+from ..modeling.kinds import matches
 from ..parts.embeddings.counts import token_counts
 from ..parts.part import Option
 from ..parts.registry import EMBEDDINGS, FEED_FORWARDS, HEADS, QUERY_KEY, VALUES
@@ -143,17 +145,26 @@ def measure_parts(
         (VALUES, attention, outputs),
     ):
         if part.name in parts:
-            curves[part.name] = _part_curves(part, sites, statistics, divergence, config, progress)
+            open_sites = {name: site for name, site in sites.items() if _allows(site, part.name, config)}
+            curves[part.name] = _part_curves(part, open_sites, statistics, divergence, config, progress)
     inputs: Mapping[str, LayerStatistics] = {}
     if QUERY_KEY.name in parts:
-        modules = {name: site.module for name, site in attention.items()}
+        chosen = {name: site for name, site in attention.items() if _allows(site, QUERY_KEY.name, config)}
+        modules = {name: site.module for name, site in chosen.items()}
         inputs = collect_statistics(model, modules, seen, progress=progress)
-        settings = dict.fromkeys(attention, replace(config, reconstruct_steps=0))
+        settings = dict.fromkeys(chosen, replace(config, reconstruct_steps=0))
         measured = measured_curves(
-            model, QUERY_KEY, attention, settings, inputs, seen, held_out, progress=progress
+            model, QUERY_KEY, chosen, settings, inputs, seen, held_out, progress=progress
         )
         curves[QUERY_KEY.name] = {curve.name: curve for curve in measured}
     return Measured(attention, inputs, outputs, alone, found, curves)
+
+
+def _allows(site: Any, part: str, config: CollabConfig) -> bool:
+    """Whether a part of a site may be made smaller, by its host and by the kinds that settings choose."""
+    if not isinstance(site, Site) or not isinstance(site.family, Family):
+        return True
+    return site.family.refusal(site.module, part) is None and matches(site.name, config.attention)
 
 
 def _part_curves(

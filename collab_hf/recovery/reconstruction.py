@@ -38,7 +38,7 @@ _RATES = (0.02, 0.005, 0.00125)
 _SPREAD = 0.6180339887
 
 # What only the model's own run may touch.
-_CACHES = ("past_key_values", "use_cache", "cache_position")
+_CACHES = ("past_key_values", "layer_past", "use_cache", "cache_position")
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def recorded(
 
 def _next_group(names: list[str], layers: Mapping[str, nn.Module]) -> tuple[list[str], list[str]]:
     """As many of the first layers as the cache holds, and the others."""
-    largest = max(m.in_features for m in layers[names[0]].modules() if isinstance(m, nn.Linear))
+    largest = max(max(p.shape) for p in layers[names[0]].parameters() if p.dim() == 2)
     width = 2 * largest  # inputs and outputs
     count = max(1, _CACHE_BYTES // (4 * width * _MOST_TOKENS))
     return names[:count], names[count:]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from threading import RLock
 from typing import Any
 
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from ..modeling import configuration_collab
 from ..modeling.families import FAMILIES
+from ..modeling.host_internals import derive_configs, own_heads_of
 from .peft_targets import extend_peft
 
 _PREFIX = "collab_"
@@ -17,17 +18,14 @@ _registered: set[type[PreTrainedConfig]] = set()
 
 
 def register() -> None:
-    """Register every family's config; its models follow when such a config is first met.
+    """Register a config for every host; its models follow when such a config is first met.
 
-    A config's file takes milliseconds to import, a model's takes seconds.
+    Hosts' files are not imported for it: those of all families would take seconds.
     """
     configuration_collab.on_config = _register_models
     configuration_collab.on_to_dict = _extend_peft
     configuration_collab.on_push = _push_model
-    for family in FAMILIES.values():
-        for model_type in family.model_types:
-            config = configuration_collab.config_class(CONFIG_MAPPING[model_type])
-            AutoConfig.register(_PREFIX + model_type, config, exist_ok=True)
+    derive_configs(_PREFIX, configuration_collab.config_class)
 
 
 def _register_models(base: type[PreTrainedConfig]) -> None:
@@ -46,11 +44,16 @@ def _register_models(base: type[PreTrainedConfig]) -> None:
         for auto_name, reference in modeling_collab.auto_map(base.model_type).items():
             model = getattr(modeling_collab, reference.rpartition(".")[2])
             getattr(modeling_auto, auto_name).register(config, model, exist_ok=True)
+        for auto_name, own in own_heads_of(base).items():
+            getattr(modeling_auto, auto_name).register(
+                config, modeling_collab.model_class(own), exist_ok=True
+            )
         _registered.add(base)
 
 
 def _extend_peft() -> None:
-    extend_peft({t: [family.query, family.value] for family in FAMILIES.values() for t in family.model_types})
+    known = {t: family for family in FAMILIES.values() for t in family.model_types if not family.is_fused}
+    extend_peft({t: [family.query, family.value] for t, family in known.items()})
 
 
 def _push_model(*args: Any, **kwargs: Any) -> str:

@@ -17,6 +17,7 @@ from ..errors import ConfigError
 from ..host.adoption import adopt_
 from ..host.rollback import undone_on_error
 from ..host.sites import AttentionSites
+from ..modeling.kinds import check_kinds
 from ..modeling.plans import QUERY_KEY
 from ..parts.part import LayerwisePart
 from ..parts.registry import PARTS
@@ -151,6 +152,7 @@ def _candidates(
         raise ConfigError(
             f"layers has settings for {unmatched[0]!r}, which matches none of {', '.join(sites)}"
         )
+    check_kinds(sites, config.attention)
     config.check_goals(sites)
     chosen = {name: settings for name in sites if (settings := config.for_layer(name)) is not None}
     open_to_plan = planned_layers(config, sites)
