@@ -21,6 +21,7 @@ from transformers import initialization as init
 from . import configuration_collab
 from .attention import CollabAttention
 from .configuration_collab import config_class
+from .embeddings import LowRankEmbedding, resized_head
 from .errors import CheckpointError, ConfigError
 from .families import FAMILIES, relative_name
 from .host_internals import forget_renaming_, heads_of, share_renaming
@@ -63,6 +64,12 @@ class _CollabModel:
             if isinstance(module.mixing, SelectionMixing):
                 index = torch.arange(module.mixing.index.numel()) % module.mixing.query_rank
                 init.copy_(module.mixing.index, index.view_as(module.mixing.index))
+        elif isinstance(module, LowRankEmbedding):
+            init.normal_(module.up, std=module.up.shape[1] ** -0.5)
+
+    def _get_resized_lm_head(self, old_lm_head: nn.Linear, *args: Any, **kwargs: Any) -> nn.Linear:
+        new: nn.Linear = super()._get_resized_lm_head(old_lm_head, *args, **kwargs)  # type: ignore[misc]
+        return resized_head(old_lm_head, new)
 
     @classmethod
     def from_pretrained(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .embeddings.part import Embeddings
 from .feed_forward.part import FeedForwards
 from .heads.removal import Heads
 from .query_key.part import QueryKey
@@ -13,5 +14,6 @@ QUERY_KEY = QueryKey()
 HEADS = Heads()
 VALUES = Values()
 FEED_FORWARDS = FeedForwards()
+EMBEDDINGS = Embeddings()
 
-PARTS: dict[str, Any] = {part.name: part for part in (QUERY_KEY, HEADS, VALUES, FEED_FORWARDS)}
+PARTS: dict[str, Any] = {part.name: part for part in (QUERY_KEY, HEADS, VALUES, FEED_FORWARDS, EMBEDDINGS)}
