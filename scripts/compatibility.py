@@ -1,6 +1,6 @@
 """Try collab_hf with other versions of the libraries that it needs, and print a table.
 
-    python scripts/compatibility.py --markdown docs/compatibility.md
+    python scripts/compatibility.py --markdown docs/benchmarks/compatibility.md
 
 Each version is laid over the environment that runs this: it goes into a directory of its own, with what it
 needs and the environment lacks, and that directory comes first on PYTHONPATH. So nothing is installed into

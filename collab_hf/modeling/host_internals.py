@@ -163,5 +163,5 @@ def _private(owner: Any, name: str) -> Any:
     except (AttributeError, ModuleNotFoundError) as error:
         raise VersionError(
             f"transformers {transformers.__version__} lacks {name}, which collab_hf needs; see "
-            "docs/compatibility.md for the versions that work"
+            "docs/benchmarks/compatibility.md for the versions that work"
         ) from error
