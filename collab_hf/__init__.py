@@ -1,13 +1,13 @@
 """Make pretrained Transformers smaller by surgery on their attention.
 
-Names are imported when first used, so that `import collab_hf` costs little more than transformers itself.
+Names are imported when first used, so that `import collab_hf` costs little more than transformers' own
+AutoConfig, where it registers the collaborative models: from then on Auto classes load them.
 """
 
 from __future__ import annotations
 
 import sys
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from .config import CollabConfig as CollabConfig
     from .errors import CollabError as CollabError
     from .hub import push as push
+    from .modeling.families import Family as Family
+    from .modeling.families import FeedForward as FeedForward
+    from .modeling.families import register_family as register_family
     from .modeling.plan import LayerPlan as LayerPlan
     from .recovery import LossWeights as LossWeights
     from .recovery import RecoveryConfig as RecoveryConfig
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from .recovery import recover_ as recover_
     from .surgery import CompressionReport as CompressionReport
     from .surgery import compress_ as compress_
+    from .surgery import compress_checkpoint as compress_checkpoint
     from .surgery import to_dense_ as to_dense_
 
 __version__ = "0.1.0"
@@ -34,18 +38,22 @@ _HOME = {
     "CollabConfig": "config",
     "CollabError": "errors",
     "CompressionReport": "surgery",
+    "Family": "modeling.families",
+    "FeedForward": "modeling.families",
     "LayerPlan": "modeling.plan",
     "LossWeights": "recovery",
     "RecoveryConfig": "recovery",
     "RecoveryReport": "recovery",
     "collect_statistics": "calibration",
     "compress_": "surgery",
+    "compress_checkpoint": "surgery",
     "export_onnx": "checkpoint.onnx",
     "load_batches": "calibration",
     "load_model": "checkpoint",
     "load_processor": "checkpoint",
     "recover_": "recovery",
     "push": "hub",
+    "register_family": "modeling.families",
     "to_dense_": "surgery",
 }
 
@@ -64,8 +72,8 @@ def __dir__() -> list[str]:
     return __all__
 
 
-# The command registers when it loads a model: its help must not wait for transformers.
-if Path("".join(sys.argv[:1])).stem not in ("collab-hf", "hf-collab"):
-    from .registration.auto_classes import register
+# The command registers when it has read its arguments: its help must not wait for transformers.
+if "collab_hf_command" not in sys.modules:
+    from .registration import register
 
     register()

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from .modeling.errors import ConfigError, RankError
 from .modeling.forms import FORMS
+from .modeling.kinds import checked_kinds, matches
 from .modeling.plan import ContentBias
 
 
@@ -47,6 +48,8 @@ class CollabConfig:
         hold_out: keep every fourth calibration example, 64 at most, out of the statistics, as planning does
             to measure on them; it stands in recipes that a plan wrote, so that they give the same again.
         precision: dtype inside the solvers, `float64` or `float32`.
+        attention: kinds of layers to compress, of `self`, `cross`, `encoder`, `decoder`, `text` and `vision`,
+            or some of them joined, such as `decoder-cross`; the other layers stay dense. None given for all.
         layers: settings by layer name (shell-style pattern) that replace the fields above; the value `dense`
             leaves a layer alone.
         speedup: auto; how many times as fast as the original the model is to be on this machine, at `length`
@@ -83,6 +86,7 @@ class CollabConfig:
     reconstruct_steps: int = 75
     hold_out: bool = False
     precision: Literal["float64", "float32"] = "float64"
+    attention: tuple[str, ...] = ()
     layers: Mapping[str, Mapping[str, Any] | Literal["dense"]] = field(default_factory=dict)
     speedup: float | None = None
     flops: float | None = None
@@ -95,6 +99,7 @@ class CollabConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings that contradict each other."""
+        object.__setattr__(self, "attention", checked_kinds(self.attention))
         if self.method not in ("auto", *FORMS):
             raise ConfigError(f"method must be one of auto, {', '.join(FORMS)}, got {self.method!r}")
         if self.content_bias not in ("auto", *get_args(ContentBias)):
@@ -182,6 +187,8 @@ class CollabConfig:
         Raises:
             ConfigError: an override names an unknown field, or contradicts itself.
         """
+        if not matches(name, self.attention):
+            return None
         chosen: Mapping[str, Any] | str = {}
         for pattern, override in self.layers.items():
             if fnmatchcase(name, pattern):
@@ -217,8 +224,7 @@ class CollabConfig:
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "layers"}
         defaults = {f.name: f.default for f in fields(self)}
         kept = {name: value for name, value in values.items() if name != "plans" and value != defaults[name]}
-        if self.parts is not None:
-            kept["parts"] = list(self.parts)
+        kept |= {name: list(kept[name]) for name in ("attention", "parts") if name in kept}
         if self.layers:
             kept["layers"] = {name: v if isinstance(v, str) else dict(v) for name, v in self.layers.items()}
         if self.plans:

@@ -6,6 +6,7 @@ from .modeling.errors import CheckpointError as CheckpointError
 from .modeling.errors import CollabError as CollabError
 from .modeling.errors import ConfigError as ConfigError
 from .modeling.errors import RankError as RankError
+from .modeling.errors import VersionError as VersionError
 
 
 class CalibrationError(CollabError):

@@ -1,11 +1,11 @@
 """Measure what recovery brings back: checkpoint by checkpoint, at several budgets, before and after.
 
 Each row goes to a file of JSON lines as soon as it is measured; `--write` puts all of them as a table into
-docs/recovery.md.
+docs/benchmarks/recovery.md.
 
 Example:
     python scripts/bench_recovery.py minilm --checkpoints .cache/checkpoints --data DATA --budget 0.25
-    python scripts/bench_recovery.py --write docs/recovery.md
+    python scripts/bench_recovery.py --write docs/benchmarks/recovery.md
 """
 
 import copy

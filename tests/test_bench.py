@@ -153,7 +153,7 @@ def test_a_plot_without_matplotlib(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     original, small = checkpoints
     complaint = collab_hf("bench", small, "--against", original, "--plot", "speed.png").complaint
-    assert complaint == "a plot needs matplotlib; install collab-hf[plots]"
+    assert complaint == "a plot needs matplotlib; install it with `pip install matplotlib`"
 
 
 @pytest.mark.parametrize(("options", "warned"), [([], True), (["--dims-per-head", 8], False)])

@@ -8,47 +8,22 @@ from typing import Any
 import pytest
 import yaml
 from card_rules import card_errors
+from card_support import compressed
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 from random_models import PLANS, make_collab_
 from transformers import BertForMaskedLM, BertModel
 
-from collab_hf import CollabConfig, compress_
 from collab_hf.files import RECIPE_FILE, REPORT_FILE
-from collab_hf.hub.card import card_metadata, make_card
+from collab_hf.hub.card import make_card
+from collab_hf.hub.facts import card_metadata
 from collab_hf.hub.paths import hide_paths
 from collab_hf.modeling.errors import CheckpointError
-from collab_hf.recipe import Recipe
-
-SOURCE = """---
-license: apache-2.0
-language: [en, de]
-tags: [sentence-similarity, exbert]
-pipeline_tag: fill-mask
-datasets: [bookcorpus]
----
-# The original
-"""
 
 
 @pytest.fixture
 def made(tiny_bert: Callable[..., Any], tmp_path: Path) -> Path:
-    """What `collab-hf compress org/original` leaves, from a machine with telling paths."""
-    directory = tmp_path / "home" / "secret-user" / "small"
-    model = tiny_bert(BertForMaskedLM)
-    report = compress_(model, CollabConfig(method="tucker", query_rank=8, key_rank=8))
-    model.save_pretrained(directory)
-    source = {
-        "model": "org/original",
-        "model_is_local": False,
-        "revision": "v2",
-        "weight_bytes_before": 10**6,
-    }
-    (directory / REPORT_FILE).write_text(json.dumps({**source, **report.to_dict()}))
-    (directory / "README.md").write_text(SOURCE)
-    recipe = Recipe(report.config, calibration=str(tmp_path / "home" / "secret-user" / "mail.txt"))
-    recipe.write(directory / RECIPE_FILE)
-    return directory
+    return compressed(tiny_bert(BertForMaskedLM), tmp_path)
 
 
 def test_what_a_card_says(made: Path) -> None:

@@ -1,4 +1,4 @@
-"""Saved models load again, bit for bit, or fail loudly; directories appear whole or not at all."""
+"""Saved models load again, bit for bit, or fail loudly."""
 
 import json
 import os
@@ -27,8 +27,6 @@ from transformers import (
 )
 
 from collab_hf import CollabConfig, compress_, load_model
-from collab_hf.checkpoint.load import load_processor
-from collab_hf.checkpoint.save import check_output, new_directory, save_checkpoint
 from collab_hf.modeling.errors import CheckpointError, ConfigError
 
 # One of each form of mixing: shapes on disk differ.
@@ -272,111 +270,47 @@ def test_settings_in_config_json_that_do_not_fit(
         AutoModel.from_pretrained(tmp_path)
 
 
-def test_load_model_says_plainly_what_is_wrong(tiny_bert: Any, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is not a directory"):
-        load_model(tmp_path / "nowhere")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match=r"has no config.json, so it is no transformers checkpoint"):
-        load_model(tmp_path / "empty")
-    tiny_bert(BertModel).save_pretrained(tmp_path / "cut")
-    weights = tmp_path / "cut" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match=r"model.safetensors is corrupt or truncated"):
-        load_model(tmp_path / "cut")
-    (tmp_path / "cut" / "config.json").write_text('{"model_type": "no_such_model"}')
-    weights.unlink()
-    with pytest.raises(CheckpointError, match="no_such_model"):
-        load_model(tmp_path / "cut")
+FULL = {
+    "copy": CONFIGS["copy"],
+    "cp": CollabConfig(method="cp", rank=24, dims_per_head=8, content_bias="folded"),
+    "svd": CollabConfig(method="svd", rank=24),
+    "tucker": CollabConfig(method="tucker", rank=24, score_width=8, content_bias="folded"),
+    "tied": CollabConfig(method="tucker", rank=24, score_width=8, tied=True, content_bias="folded"),
+}
 
 
-def test_load_model_refuses_random_weights(tiny_bert: Any, tmp_path: Path) -> None:
-    tiny_bert(BertModel).save_pretrained(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    del weights["encoder.layer.0.output.dense.weight"]
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        CheckpointError, match=r"lacks 1 weights of BertModel, such as encoder.layer.0.output.dense"
-    ):
-        load_model(tmp_path)
-
-
-def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    target = tmp_path / "model"
-
-    def interrupted() -> None:
-        with new_directory(target) as beside:
-            (beside / "half").touch()
-            assert not target.exists()
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert list(tmp_path.iterdir()) == []
-    with new_directory(target) as beside:
-        (beside / "config.json").write_text("first")
-    with (
-        pytest.raises(CheckpointError, match="exists; choose another directory or pass --overwrite"),
-        new_directory(target),
-    ):
-        pass
-    with new_directory(target, overwrite=True) as beside:
-        (beside / "config.json").write_text("second")
-        assert (target / "config.json").read_text() == "first"
-    assert (target / "config.json").read_text() == "second"
-    assert list(tmp_path.iterdir()) == [target]
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (
-            lambda path: path.mkdir() or (path / "diary.txt").touch(),
-            "is no checkpoint .it has no config.json",
-        ),
-        (lambda path: path.touch(), "is a file, not a directory"),
-    ],
-    ids=["another directory", "a file"],
-)
-def test_only_a_checkpoint_is_overwritten(tmp_path: Path, make: Any, message: str) -> None:
-    make(tmp_path / "place")
-    with (
-        pytest.raises(CheckpointError, match=message),
-        new_directory(tmp_path / "place", overwrite=True),
-    ):
-        pass
-    assert (tmp_path / "place" / "diary.txt").exists() or (tmp_path / "place").is_file()
-
-
-def test_the_original_is_not_overwritten(tmp_path: Path) -> None:
-    original = tmp_path / "models" / "bert"
-    original.mkdir(parents=True)
-    (tmp_path / "models" / "config.json").touch()
-    (original / "config.json").touch()
-    for output in (original, original.parent):
-        with pytest.raises(CheckpointError, match="holds the model that is read"):
-            check_output(output, original=original, overwrite=True)
-    check_output(original / "inside", original=original)
-
-
-def test_a_directory_without_tokenizer_files_has_no_tokenizer(tiny_bert: Any, tmp_path: Path) -> None:
-    """Transformers makes a tokenizer of five special tokens there, and every word is unknown to it."""
-    tiny_bert(BertModel).save_pretrained(tmp_path)
-    assert load_processor(tmp_path) is None
-
-
-def test_the_originals_other_files_come_along(tiny_bert: Any, tmp_path: Path) -> None:
-    original = tmp_path / "original"
+@pytest.mark.parametrize("form", FULL)
+def test_no_form_loads_silently_in_the_hosts_own_class(tiny_bert: Any, tmp_path: Path, form: str) -> None:
+    """At full rank every factor may have the shape of the host's own projection."""
     model = tiny_bert(BertModel)
-    model.save_pretrained(original)
-    (original / "modules.json").write_text("[]")
-    (original / "1_Pooling").mkdir()
-    (original / "1_Pooling" / "config.json").write_text("{}")
-    (original / "pytorch_model.bin").write_text("old weights")
-    (original / ".hidden").write_text("")
-    (original / "checkpoint-500").mkdir()
-    compress_(model, CONFIGS["cp"])
-    with new_directory(tmp_path / "compressed") as beside:
-        save_checkpoint(model, beside, original=original)
-    kept = {p.relative_to(tmp_path / "compressed").as_posix() for p in (tmp_path / "compressed").rglob("*")}
-    assert {"modules.json", "1_Pooling/config.json", "model.safetensors", "modeling_collab.py"} <= kept
-    assert not kept & {"pytorch_model.bin", ".hidden", "checkpoint-500"}
+    compress_(model, FULL[form])
+    expected = logits(model, TEXT)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="use this collab_hf, a later one, or an Auto class"):
+        BertModel.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="use this collab_hf, a later one, or an Auto class"):
+        BertForSequenceClassification.from_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    assert torch.equal(logits(loaded, TEXT), expected)
+    loaded.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "config.json").read_bytes() == (tmp_path / "config.json").read_bytes()
+
+
+@pytest.mark.parametrize("form", ["cp", "tucker", "tied", "head_rank"])
+def test_other_forms_stop_the_hosts_class_by_their_shapes(tiny_bert: Any, tmp_path: Path, form: str) -> None:
+    model = tiny_bert(BertModel)
+    compress_(model, CONFIGS[form])
+    model.save_pretrained(tmp_path)
+    assert "transformers_weights" not in (tmp_path / "config.json").read_text()
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        BertModel.from_pretrained(tmp_path)
+
+
+def test_full_rank_checkpoints_from_before_still_load(tiny_bert: Any, tmp_path: Path) -> None:
+    model = tiny_bert(BertModel)
+    compress_(model, CONFIGS["copy"])
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["transformers_weights"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert torch.equal(logits(load_model(tmp_path), TEXT), logits(model, TEXT))

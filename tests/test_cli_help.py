@@ -12,14 +12,19 @@ from collab_hf import __version__, cli
 COMMANDS = ("compress", "verify", "evaluate", "export", "push")
 
 
-def test_help_does_not_wait_for_torch_or_transformers() -> None:
+def test_help_and_wrong_usage_do_not_wait_for_torch_or_transformers() -> None:
     """What makes it slow is imports; time itself is not measured, machines differ."""
     code = (
-        "import sys; sys.argv = ['/usr/bin/collab-hf', '--help']\n"
+        "import sys, collab_hf_command\n"
         "from collab_hf.cli import run\n"
-        "assert run() == 0\n"
+        "assert run(['--help']) == 0\n"
         "assert run(['compress', '--help']) == 0\n"
-        "print(sorted({'torch', 'transformers', 'numpy', 'yaml', 'rich'} & set(sys.modules)))\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'rich'}\n"
+        "assert 'yaml' not in sys.modules\n"
+        "assert run(['compress', 'model']) == 2\n"
+        "assert run(['compress', 'model', '-o', 'out', '--method', 'magic']) == 2\n"
+        "assert run(['export', 'model']) == 2\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
@@ -33,10 +38,28 @@ def test_the_console_script_runs() -> None:
 
 
 def test_a_plain_import_still_registers() -> None:
-    """Negative control of the two above: only the command puts it off."""
-    from transformers import CONFIG_MAPPING
+    """Negative control of the two above: only the command puts it off, not what is called like it."""
+    code = (
+        "import sys; sys.argv = ['/usr/bin/collab-hf', '--help']\n"
+        "import collab_hf\n"
+        "from transformers import CONFIG_MAPPING\n"
+        "print('collab_bert' in CONFIG_MAPPING)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "True"
 
-    assert "collab_bert" in CONFIG_MAPPING
+
+def test_the_command_registers_when_it_starts_to_work() -> None:
+    code = (
+        "import sys, collab_hf_command\n"
+        "from collab_hf.cli.answers import start_reporting\n"
+        "assert 'transformers' not in sys.modules\n"
+        "start_reporting()\n"
+        "from transformers import CONFIG_MAPPING\n"
+        "print('collab_bert' in CONFIG_MAPPING)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "True"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

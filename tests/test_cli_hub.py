@@ -11,7 +11,7 @@ from hub_server import HubServer
 from random_models import PLANS, make_collab_
 from transformers import BertForMaskedLM
 
-from collab_hf.hub.card import card_metadata
+from collab_hf.hub.facts import card_metadata
 from collab_hf.hub.publish import push
 
 pytestmark = [
@@ -94,6 +94,7 @@ def test_what_the_hub_refuses_is_not_the_users_input(
 
 
 def test_export(collab_hf: CommandLine, saved: Path, tmp_path: Path) -> None:
+    (saved / "README.md").write_text("---\nlicense: mit\n---\n")
     result = collab_hf("export", saved, "--onnx", tmp_path / "model.onnx", "--json")
     assert result.values["difference"] < 1e-4
     assert (
@@ -106,6 +107,7 @@ def test_export(collab_hf: CommandLine, saved: Path, tmp_path: Path) -> None:
     names = {path.name for path in (tmp_path / "dense").iterdir()}
     assert "tokenizer.json" in names
     assert not {name for name in names if name.endswith(".py") or name.startswith("collab")}
+    assert card_metadata((tmp_path / "dense" / "README.md").read_text())["license"] == "mit"
 
 
 def test_scores_that_no_dense_head_holds(
@@ -120,3 +122,17 @@ def test_scores_that_no_dense_head_holds(
 def test_the_python_call_is_the_same(online: HubServer, saved: Path) -> None:
     push(saved, "me/saved")
     assert "model.safetensors" in online.files("me/saved")
+
+
+def test_a_healed_checkpoint_has_a_card_of_its_own(
+    collab_hf: CommandLine, model: Path, text: Path, tmp_path: Path
+) -> None:
+    options = ("--method", "tucker", "--budget", 0.5, "--calibration", text)
+    assert collab_hf("compress", model, "-o", tmp_path / "small", *options).code == 0
+    assert "heal" not in (tmp_path / "small" / "README.md").read_text()
+    heal = ("--teacher", model, "--data", text, "--steps", 2, "-o", tmp_path / "healed")
+    assert collab_hf("heal", tmp_path / "small", *heal).code == 0
+    card = (tmp_path / "healed" / "README.md").read_text()
+    assert "collab-hf heal COMPRESSED -o DIR --teacher model --data text.txt --steps 2" in card
+    assert 'from_pretrained("healed", trust_remote_code=True)' in card
+    assert str(tmp_path) not in card

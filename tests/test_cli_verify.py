@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from cli_support import SENTENCES, VOCABULARY, CommandLine, save_with_tokenizer, write_lines
-from transformers import BertForMaskedLM, BertModel
+from random_models import PLANS, make_collab_
+from transformers import BertForMaskedLM
 
 from collab_hf.checkpoint import verification
 
@@ -13,7 +15,7 @@ from collab_hf.checkpoint import verification
 @pytest.fixture
 def collab_hf(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> CommandLine:
     """Without the fresh processes, which tests/test_verification.py starts."""
-    monkeypatch.setattr(verification, "_check_fresh", lambda *arguments: None)
+    monkeypatch.setattr(verification, "check_fresh", lambda *arguments, **settings: None)
     return CommandLine(capsys)
 
 
@@ -50,5 +52,38 @@ def test_what_is_not_whole_is_refused(
     assert "is not compressed" in collab_hf("verify", model).complaint
     assert "is not a directory" in collab_hf("verify", tmp_path / "absent").complaint
     assert "is not a directory" in collab_hf("verify", model, "--against", "/absent/model").complaint
-    tiny_bert(BertModel, vocab_size=len(VOCABULARY)).save_pretrained(tmp_path / "bare")
-    assert "has no tokenizer" in collab_hf("verify", tmp_path / "bare").complaint
+    make_collab_(tiny_bert(), PLANS["tucker"]).save_pretrained(tmp_path / "bare")
+    text = write_lines(tmp_path / "text.txt", SENTENCES)
+    assert "has no tokenizer" in collab_hf("verify", tmp_path / "bare", "--data", text).complaint
+
+
+def test_a_name_that_is_no_directory_is_not_looked_up(
+    collab_hf: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("collab_hf.checkpoint.load.find_on_hub", lambda *_: pytest.fail("asked the Hub"))
+    assert collab_hf("verify", "./nope").complaint == "nope is not a directory"
+
+
+def test_without_a_tokenizer_the_inputs_are_random(
+    collab_hf: CommandLine, tiny_bert: Any, tiny_vit: Any, tmp_path: Path
+) -> None:
+    make_collab_(tiny_bert(), PLANS["tucker"]).save_pretrained(tmp_path / "text")
+    make_collab_(tiny_vit(), PLANS["cp-sparse"]).save_pretrained(tmp_path / "images")
+    for name in ("text", "images"):
+        result = collab_hf("verify", tmp_path / name, "--against", tmp_path / name, "--json")
+        assert result.values["difference"]["maximum"] == 0
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        *("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"),
+        *("ForMultipleChoice", "ForNextSentencePrediction", "ForPreTraining", "LMHeadModel"),
+    ],
+)
+def test_every_head_verifies(collab_hf: CommandLine, tiny_bert: Any, tmp_path: Path, head: str) -> None:
+    settings = {"num_labels": 2, "is_decoder": head == "LMHeadModel", "vocab_size": len(VOCABULARY)}
+    model = make_collab_(tiny_bert(getattr(transformers, f"Bert{head}"), **settings), PLANS["tucker"])
+    directory = save_with_tokenizer(model, tmp_path / "model")
+    assert collab_hf("verify", directory, "--max-examples", 3, "--json").values["layers"] == 2

@@ -139,7 +139,8 @@ def test_images_are_compared_by_their_first_state(tiny_vit: Any, tmp_path: Path)
     assert found.examples == 3
     assert found.min_cosine < 0.9999
     states = torch.randn(2, 5, 4)
-    assert torch.equal(pool(states, None), states[:, 0])
+    assert torch.equal(pool(states, None, "cls"), states[:, 0])
+    assert torch.equal(pool(states, None), states.mean(1))
 
 
 def test_outputs_that_are_not_finite_are_refused(model: Any, tokenizer: Any) -> None:

@@ -23,8 +23,10 @@ from transformers import (
 )
 
 from collab_hf.errors import HubError
+from collab_hf.files import belongings
 from collab_hf.hub import publish as hub_module
-from collab_hf.hub.card import card_metadata
+from collab_hf.hub.card import write_card
+from collab_hf.hub.facts import card_metadata
 from collab_hf.hub.fetch import fetch_files
 from collab_hf.hub.publish import push
 from collab_hf.modeling.errors import CheckpointError, CollabError, ConfigError
@@ -103,6 +105,35 @@ def test_the_token_is_told_from_the_name(lfs_hub: HubServer, saved: Path) -> Non
     with pytest.raises(ConfigError, match="'a/b/c' is not the name of a repository"):
         push(saved, "a/b/c")
     assert not any(r.branches["main"] for r in lfs_hub.repositories.values())
+
+
+def test_a_token_of_false_is_no_token(lfs_hub: HubServer, saved: Path, tiny_bert: Callable[..., Any]) -> None:
+    model = make_collab_(tiny_bert(BertForMaskedLM), PLANS["tucker"])
+    with pytest.raises(HubError, match="set HF_TOKEN or run"):
+        push(saved, "me/small-bert", token=False)
+    with pytest.raises(HubError, match="set HF_TOKEN or run"):
+        model.push_to_hub("me/small-bert", token=False)
+    assert lfs_hub.repositories == {}
+    model.push_to_hub("me/small-bert", token=True)  # HF_TOKEN's
+    assert "model.safetensors" in lfs_hub.files("me/small-bert")
+
+
+def test_what_no_checkpoint_needs_is_not_published(lfs_hub: HubServer, saved: Path) -> None:
+    (saved / "onnx").mkdir()
+    for name in ("onnx/model.onnx", "model.gguf", "events.out"):
+        (saved / name).write_text("x")
+    with pytest.warns(UserWarning, match=r"not published, .*: events.out, model.gguf, onnx/model.onnx"):
+        push(saved, "me/small-bert")
+    assert not {"onnx/model.onnx", "model.gguf", "events.out"} & set(lfs_hub.files("me/small-bert"))
+
+
+def test_a_push_after_a_rename_names_the_repository(lfs_hub: HubServer, saved: Path) -> None:
+    write_card(saved, "small-bert")
+    push(saved.rename(saved.with_name("renamed")), "me/other", base_model="org/original")
+    card = lfs_hub.files("me/other")["README.md"].decode()
+    assert 'from_pretrained("me/other", trust_remote_code=True)' in card
+    assert "small-bert" not in card
+    assert card_metadata(card)["base_model"] == "org/original"
 
 
 def test_a_connection_that_comes_back_is_gone_on_with(lfs_hub: HubServer, saved: Path) -> None:
@@ -188,16 +219,24 @@ def test_files_of_an_original(lfs_hub: HubServer, tmp_path: Path) -> None:
         {
             "sub/config.json": b"{}",
             "sub/vocab.txt": b"a",
+            "sub/modules.json": b'[{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}]',
             "sub/1_Pooling/config.json": b"{}",
+            "sub/2_Dense/model.safetensors": b"a module's own",
+            "sub/3_Old/config.json": b"{}",
             "sub/model.safetensors": b"x",
+            "sub/model.gguf": b"x",
             "sub/onnx/model.onnx": b"x",
+            "sub/onnx/config.json": b"{}",
             "pytorch_model.bin": b"x",
             "vocab.txt": b"b",
         }
     )
     folder = fetch_files("me/original", subfolder="sub")
     found = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
-    assert found == {"config.json", "vocab.txt", "1_Pooling/config.json"}
+    modules = {"modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors"}
+    assert found == {"config.json", "vocab.txt", *modules}
+    # In the Hub's cache every file is a link to a blob outside of the snapshot.
+    assert set(belongings(folder)) == {"vocab.txt", *modules}
     assert fetch_files(tmp_path, subfolder="sub") == tmp_path / "sub"
     with pytest.raises(HubError, match="me/absent is not on the Hub"):
         fetch_files("me/absent")

@@ -1,4 +1,4 @@
-"""The tables of docs/speed.md."""
+"""The tables of docs/benchmarks/speed.md."""
 
 import json
 import sys

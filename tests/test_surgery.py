@@ -18,8 +18,8 @@ from transformers import (
     BertModel,
     DeiTForImageClassification,
     Dinov2Model,
-    GPT2Config,
-    GPT2Model,
+    FNetConfig,
+    FNetModel,
     PreTrainedModel,
     ViTForImageClassification,
 )
@@ -300,8 +300,8 @@ def test_second_compression_is_refused(tiny_bert: Any) -> None:
 
 
 def test_unknown_architecture_is_refused() -> None:
-    model = GPT2Model(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=10, n_positions=8))
-    with pytest.raises(FamilyError, match="GPT2Model has no attention layer that collab_hf knows"):
+    model = FNetModel(FNetConfig(hidden_size=8, num_hidden_layers=1, intermediate_size=8, vocab_size=10))
+    with pytest.raises(FamilyError, match="FNetModel has no attention layer that collab_hf knows"):
         compress_(model)
 
 

@@ -11,7 +11,7 @@ from random_models import PLANS, make_collab_, text_inputs
 from safetensors.torch import load_file, save_file
 from transformers import BertForMaskedLM, BertModel
 
-from collab_hf.checkpoint import verification
+from collab_hf.checkpoint import fresh_processes, verification
 from collab_hf.checkpoint.verification import compare_outputs, verify_checkpoint
 from collab_hf.errors import DataError
 from collab_hf.files import REPORT_FILE
@@ -23,7 +23,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Leave out the fresh processes, which take seconds; the routes that would have been taken."""
     routes: list[str] = []
     monkeypatch.setattr(
-        verification, "_check_fresh", lambda directory, chosen, inputs, expected: routes.extend(chosen)
+        verification, "check_fresh", lambda directory, chosen, *rest, former: routes.extend(chosen)
     )
     return routes
 
@@ -80,7 +80,7 @@ def test_a_fresh_process_that_fails_is_told(
     directory = saved(tiny_bert(BertModel), "cp", tmp_path / "model")
     stderr = "Traceback\nImportError: no such thing\n"
     monkeypatch.setattr(
-        verification.subprocess, "Popen", lambda command, **settings: Done(command, 1, stderr)
+        fresh_processes.subprocess, "Popen", lambda command, **settings: Done(command, 1, stderr)
     )
     with pytest.raises(CheckpointError, match="fresh process with collab_hf: ImportError: no such thing"):
         verify_checkpoint(directory, [text_inputs()])
@@ -92,7 +92,7 @@ def test_other_outputs_in_a_fresh_process_are_told(
     directory = saved(tiny_bert(BertModel), "cp", tmp_path / "model")
     zeros = {"0": torch.zeros(2, 7, 24)}
     monkeypatch.setattr(
-        verification.subprocess, "Popen", lambda command, **settings: Done(command, 0, "", **zeros)
+        fresh_processes.subprocess, "Popen", lambda command, **settings: Done(command, 0, "", **zeros)
     )
     with pytest.raises(CheckpointError, match="gives other outputs in a fresh process with collab_hf"):
         verify_checkpoint(directory, [text_inputs()])

@@ -18,7 +18,7 @@ from ..host.watch import LayerCall, watch_layers
 from ..tensors.moments import LayerStatistics, MomentsAccumulator
 
 # What the host classes call the key/value input of cross-attention, in the order it is looked for.
-_KEY_INPUT_NAMES = ("encoder_hidden_states", "key_value_states")
+_KEY_INPUT_NAMES = ("encoder_hidden_states", "key_value_states", "key_tensor")
 
 
 def collect_statistics(

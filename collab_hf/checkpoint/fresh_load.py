@@ -34,7 +34,8 @@ def main(route: str, directory: str, inputs: str, outputs: str) -> None:
     transformers.utils.logging.disable_progress_bar()
     trusted = {"trust_remote_code": route == "code"}
     config = transformers.AutoConfig.from_pretrained(directory, **trusted)
-    model = auto_class(config).from_pretrained(directory, **trusted)
+    eager = {"attn_implementation": "eager"} if getattr(config, "output_attentions", False) else {}
+    model = auto_class(config).from_pretrained(directory, **trusted, **eager)
     save_file(run_batches(model, load_file(inputs)), outputs)
 
 

@@ -1,14 +1,15 @@
-"""Load checkpoints with plain errors, and write them whole or not at all."""
+"""Load checkpoints with plain errors, whatever is wrong with them."""
 
 from __future__ import annotations
 
-import json
+import inspect
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -20,11 +21,20 @@ from transformers import (
 )
 
 from ..modeling import modeling_collab
-from ..modeling.errors import CheckpointError
-from ..registration.auto_classes import register
+from ..modeling.errors import CheckpointError, CollabError
+from ..registration import register
+from .precheck import check_local, explain_json, explain_pickles
+from .precheck import one_sentence as one_sentence
+from .remote import find_on_hub, is_local
 
-# What transformers raises for a path, a config or weights that it can't use.
-_LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, json.JSONDecodeError)
+# Weights that released checkpoints carry although their own class does not read them: a buffer of older
+# versions, copies of tied weights, and of BERT the pooler and the second head of its pretraining.
+_SILENTLY_UNUSED = re.compile(r"position_ids$|^cls\.predictions\.decoder\.(weight|bias)$")
+_KNOWN_UNUSED = re.compile(r"(^|\.)pooler\.|^cls\.seq_relationship\.")
+_PROCESSOR_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model"),
+    *("spiece.model", "preprocessor_config.json"),
+)
 
 
 def load_model(
@@ -34,50 +44,71 @@ def load_model(
     device: torch.device | str | None = None,
     revision: str | None = None,
     subfolder: str = "",
-    token: str | None = None,
+    token: str | bool | None = None,
     trust_remote_code: bool = False,
+    backbone: bool = False,
 ) -> PreTrainedModel:
     """Load a checkpoint, compressed or not, with the task head it was saved with, in eval mode.
 
     Args:
-        name: a local directory, or an id on the Hub.
+        name: a local directory, or an id on the Hub; a Path, and text that can only be a path, is never
+            looked up there.
         dtype: dtype of the weights; `auto` keeps the checkpoint's.
         device: where to put the model; None for the CPU.
         revision: branch, tag or commit on the Hub.
         subfolder: folder of the checkpoint inside the repository or directory.
-        token: access token for private repositories; None for the environment's.
+        token: access token for private repositories; None for the environment's, False for none.
         trust_remote_code: whether code in the checkpoint may run.
+        backbone: load the model without its task head, and leave weights that nothing reads.
 
     Returns:
-        The model.
+        The model. Where the checkpoint has no weights for a pooler, it has no pooler.
 
     Raises:
-        CheckpointError: the checkpoint is absent, corrupt, of an unknown architecture, or lacks weights.
+        CheckpointError: the checkpoint is absent, corrupt, quantised, of an unknown architecture, lacks
+            weights, or has weights that its class does not read.
     """
     register()
-    _check_local(Path(name) / subfolder, str(name))
-    where = {
-        "revision": revision,
-        "subfolder": subfolder,
-        "token": token,
-        "trust_remote_code": trust_remote_code,
-    }
+    where = {"subfolder": subfolder, **_find(name, revision, subfolder, token)}
+    where["trust_remote_code"] = trust_remote_code
+    local = Path(name) / subfolder if is_local(name) else None
     try:
-        config = AutoConfig.from_pretrained(name, **where)
-        model, info = _model_class(config).from_pretrained(
-            name, config=config, dtype=dtype, output_loading_info=True, **where
-        )
-    except _LOADING_ERRORS as error:
-        raise CheckpointError(f"cannot load {name}: {_one_sentence(error)}") from error
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise CheckpointError(
-            f"{name} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}"
-        )
+        model, info = _from_pretrained(name, dtype, backbone, where)
+    except CollabError:
+        raise
+    except Exception as error:  # whatever a malformed config makes transformers run into
+        if local is not None:
+            explain_pickles(local)
+        how = "" if isinstance(error, OSError) else ", which config.json describes"
+        raise CheckpointError(f"cannot load {name}{how}: {one_sentence(error)}") from error
+    _check_weights(model, info, str(name), backbone)
     loaded: PreTrainedModel = model
     if device is not None:
         nn.Module.to(loaded, torch.device(device))
     return loaded
+
+
+def _from_pretrained(
+    name: str | Path, dtype: torch.dtype | str, backbone: bool, where: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model and transformers' loading report."""
+    config = AutoConfig.from_pretrained(name, **where)
+    _check_config(config, str(name))
+    chosen = _model_class(config, str(name), backbone, where["trust_remote_code"])
+    # Lenient about shapes, since transformers' own refusal names no weight.
+    given = {"config": config, "dtype": dtype, "ignore_mismatched_sizes": True, **where}
+    if getattr(config, "output_attentions", False):
+        # No other backend gives them, and transformers does not save a model that would have to.
+        given["attn_implementation"] = "eager"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected pickle protocol")
+        model, info = chosen.from_pretrained(name, output_loading_info=True, **given)
+        if not _lacks_pooler(model, info):
+            return model, info
+        given["add_pooling_layer"] = False
+        model, info = chosen.from_pretrained(name, output_loading_info=True, **given)
+    warnings.warn(f"{name} has no weights for a pooler, so the model has none", stacklevel=3)
+    return model, info
 
 
 def load_processor(name: str | Path, **where: Any) -> Any:
@@ -85,48 +116,112 @@ def load_processor(name: str | Path, **where: Any) -> Any:
 
     Args:
         name: a local directory, or an id on the Hub.
-        **where: revision, subfolder, token, as for `load_model`.
+        **where: revision, subfolder, token, trust_remote_code, as for `load_model`.
 
     Returns:
         The tokenizer or image processor, or None where the checkpoint has neither.
+
+    Raises:
+        CheckpointError: the checkpoint's directory has files of one that can't be read.
     """
     register()
+    reasons = []
     for auto in (AutoTokenizer, AutoImageProcessor):
         try:
             processor = auto.from_pretrained(name, **where)
-        except _LOADING_ERRORS:
+        except Exception as error:  # noqa: BLE001 - tokenizers raises bare ones, and bad files lead anywhere
+            reasons.append(one_sentence(error))
             continue
         # Without any file transformers makes a tokenizer that knows its special tokens alone.
         if auto is AutoImageProcessor or len(processor) > len(processor.all_special_ids):
             return processor
-    return None
+    place = Path(name) / where.get("subfolder", "")
+    present = [file for file in _PROCESSOR_FILES if (place / file).is_file()]
+    if not present or not reasons:
+        return None
+    explain_json(place, (*present, "special_tokens_map.json", "added_tokens.json"))
+    # The image processor's complaint is the one that counts only where it has a file.
+    reason = reasons[-1] if present == ["preprocessor_config.json"] else reasons[0]
+    raise CheckpointError(f"cannot load what {place} has in {', '.join(present)}: {reason}")
 
 
-def _check_local(path: Path, name: str) -> None:
-    if not path.exists():
-        # A Hub id is `name` or `owner/name`; anything else can only have been meant as a path.
-        if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
-            raise CheckpointError(f"{name or 'the empty path'} is not a directory")
+def _find(name: str | Path, revision: str | None, subfolder: str, token: str | bool | None) -> dict[str, Any]:
+    """Make sure that there is such a checkpoint; how transformers is told where."""
+    if not str(name).strip():
+        raise CheckpointError("the model's name is empty; give a directory or an id on the Hub")
+    where: dict[str, Any] = {"revision": revision, "token": token}
+    if is_local(name):
+        if Path(name).is_dir() and not (Path(name) / subfolder).is_dir():
+            raise CheckpointError(f"{name} has no folder {subfolder!r}")
+        check_local(Path(name) / subfolder)
+        return where
+    if not find_on_hub(str(name), revision, subfolder, token):
+        where["local_files_only"] = True
+    return where
+
+
+def _check_config(config: PreTrainedConfig, name: str) -> None:
+    quantised = getattr(config, "quantization_config", None)
+    if quantised and not getattr(config, "collab", None):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        raise CheckpointError(
+            f"{name} is quantised{f' ({method})' if method else ''}; give the checkpoint it was made from"
+        )
+
+
+def _model_class(config: PreTrainedConfig, name: str, backbone: bool, trusted: bool) -> Any:
+    """The class that the checkpoint was saved from, or AutoModel where it names none."""
+    saved = (config.architectures or [""])[0]
+    if backbone or not saved:
+        return AutoModel
+    home = modeling_collab if saved.startswith("Collab") else transformers
+    found = getattr(home, saved, None)
+    if isinstance(found, type) and issubclass(found, PreTrainedModel):
+        return found
+    references = getattr(config, "auto_map", None) or {}
+    if trusted:
+        # The checkpoint's own code: the Auto class that stands for its class.
+        for auto, reference in references.items():
+            if str(reference).rpartition(".")[2] == saved and hasattr(transformers, auto):
+                return getattr(transformers, auto)
+    raise CheckpointError(
+        f"{name} was saved from {saved}, which transformers does not know; backbone=True (--backbone) loads "
+        "it without its task head"
+    )
+
+
+def _lacks_pooler(model: PreTrainedModel, info: dict[str, Any]) -> bool:
+    """Whether all that is missing is a base model's pooler, which many task heads do without."""
+    missing = info["missing_keys"]
+    if not missing or not all(key.startswith("pooler.") for key in missing):
+        return False
+    return any("add_pooling_layer" in inspect.signature(c).parameters for c in type(model).__mro__[:-1])
+
+
+def _check_weights(model: PreTrainedModel, info: dict[str, Any], name: str, backbone: bool) -> None:
+    kind = type(model).__name__
+    if info["mismatched_keys"]:
+        key, found, expected = min(info["mismatched_keys"])
+        raise CheckpointError(
+            f"{key} of {name} has shape {tuple(found)}, where config.json says {tuple(expected)}"
+        )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise CheckpointError(f"{name} lacks {_counted(missing)} of {kind}, such as {missing[0]}")
+    unused = sorted(key for key in info["unexpected_keys"] if not _SILENTLY_UNUSED.search(key))
+    if not unused or backbone:
         return
-    if not path.is_dir():
-        raise CheckpointError(f"{name} is a file; give the checkpoint's directory")
-    if not (path / "config.json").is_file():
-        raise CheckpointError(f"{name} has no config.json, so it is no transformers checkpoint")
-    for file in sorted(path.glob("*.safetensors")):
-        try:
-            with safe_open(file, "pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} is corrupt or truncated: {_one_sentence(error)}") from error
+    if all(_KNOWN_UNUSED.search(key) for key in unused):
+        warnings.warn(
+            f"{name} has {_counted(unused)} that {kind} does not read, such as {unused[0]}, left out here",
+            stacklevel=3,
+        )
+        return
+    raise CheckpointError(
+        f"{name} has {_counted(unused)} that {kind} does not read, such as {unused[0]}; backbone=True "
+        "(--backbone) leaves them out"
+    )
 
 
-def _model_class(config: PreTrainedConfig) -> Any:
-    """The class that the checkpoint was saved from, or AutoModel where it is not transformers' own."""
-    name = (config.architectures or [""])[0]
-    home = modeling_collab if name.startswith("Collab") else transformers
-    return getattr(home, name, AutoModel) if name else AutoModel
-
-
-def _one_sentence(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0].strip() if text else type(error).__name__
+def _counted(names: list[str]) -> str:
+    return f"{len(names)} weight{'s' if len(names) > 1 else ''}"

@@ -2,91 +2,28 @@
 
 from __future__ import annotations
 
-import fnmatch
-import os
+import json
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from ..files import WRITTEN_ANEW
+from ..files import OWN_FILES, belongings
 from ..modeling.errors import CheckpointError
-from .load import _one_sentence
+from .atomic import check_output as check_output
+from .atomic import new_directory as new_directory
+from .load import load_processor
+from .precheck import one_sentence
 
-
-def check_output(path: Path, *, original: Path | None = None, overwrite: bool = False) -> None:
-    """Refuse a place that `new_directory` could not write, before any work is done.
-
-    Args:
-        path: the directory to make.
-        original: the checkpoint that is read; where it is local, it must not be overwritten.
-        overwrite: whether an existing checkpoint is replaced.
-
-    Raises:
-        CheckpointError: path exists and overwrite is False, is no checkpoint, or holds the original; or the
-            place is not writable.
-    """
-    path = path.absolute()
-    if path.exists():
-        if not overwrite:
-            raise CheckpointError(f"{path} exists; choose another directory or pass --overwrite")
-        if not path.is_dir():
-            raise CheckpointError(f"{path} is a file, not a directory")
-        if any(path.iterdir()) and not (path / "config.json").is_file():
-            raise CheckpointError(
-                f"{path} is no checkpoint (it has no config.json), so it is not overwritten"
-            )
-        if original and original.exists() and original.resolve().is_relative_to(path.resolve()):
-            raise CheckpointError(f"{path} holds the model that is read, so it is not overwritten")
-    parent = next(p for p in path.parents if p.exists())
-    if not parent.is_dir():
-        raise CheckpointError(f"cannot write {path}: {parent} is a file")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise CheckpointError(f"cannot write {path}: no permission in {parent}")
-
-
-@contextmanager
-def new_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A directory that appears whole or not at all: written beside its place, then renamed.
-
-    Args:
-        path: the directory to make.
-        overwrite: whether an existing one is replaced, at the very end.
-
-    Yields:
-        The directory to write into.
-
-    Raises:
-        CheckpointError: path exists and overwrite is False or it is no checkpoint, or it can't be written.
-    """
-    path = path.absolute()
-    check_output(path, overwrite=overwrite)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
-    # Inside, since mkdtemp makes a private one, and a checkpoint has the rights that any new directory gets.
-    new, old = scratch / "new", scratch / "old"
-    try:
-        new.mkdir()
-        yield new
-        for file in new.rglob("*.safetensors"):  # safetensors keeps its files private
-            file.chmod(new.stat().st_mode & 0o666)
-        if path.exists():
-            path.replace(old)
-        new.replace(path)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if old.exists() and not path.exists():
-            old.replace(path)
-        shutil.rmtree(scratch, ignore_errors=True)
+# Files that don't say which class reads them, unless one of these entries stands in them: the model type
+# says it instead, and a compressed model's is one of its own.
+_CLASS_ENTRIES = {
+    "tokenizer_config.json": ("tokenizer_class",),
+    "preprocessor_config.json": ("image_processor_type", "feature_extractor_type", "processor_class"),
+}
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 
 
 def save_checkpoint(
@@ -97,28 +34,72 @@ def save_checkpoint(
     Args:
         model: the compressed model.
         directory: an empty directory, such as `new_directory` gives.
-        original: the checkpoint it was made from; where it is local, its other files (tokenizer,
-            sentence-transformers modules, licence) are taken over.
-        processor: tokenizer or image processor to save where the original is not local.
+        original: the checkpoint it was made from; where it is local, what belongs to it (tokenizer,
+            sentence-transformers modules, licence) is taken over.
+        processor: tokenizer or image processor to save where the original is not local, or does not say
+            which class reads its files; None to load it from there.
 
     Raises:
         CheckpointError: the disk is full or not writable.
     """
     try:
         if Path(original).is_dir():
-            shutil.copytree(original, directory, dirs_exist_ok=True, ignore=_left_behind(Path(original)))
+            take_over(Path(original), directory, own=bool(getattr(model.config, "collab", None)))
+            if _names_no_class(directory):
+                processor = processor or load_processor(original)
+                _save_beside(processor, directory)
         elif processor is not None:
             processor.save_pretrained(directory)
         model.save_pretrained(directory)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write the checkpoint: {_one_sentence(error)}") from error
+        raise CheckpointError(f"cannot write the checkpoint: {one_sentence(error)}") from error
 
 
-def _left_behind(original: Path) -> Callable[[str, list[str]], set[str]]:
-    """What a copy leaves out: hidden files, and weights and code at the top (a module's own stay)."""
+def take_over(original: Path, directory: Path, *, own: bool = True) -> None:
+    """Copy what belongs to a model besides its config, weights and code, contents alone.
 
-    def ignored(folder: str, names: list[str]) -> set[str]:
-        patterns = (".*", *WRITTEN_ANEW) if Path(folder) == original else (".*",)
-        return {name for pattern in patterns for name in fnmatch.filter(names, pattern)}
+    Args:
+        original: the checkpoint that has it.
+        directory: where it goes; rights are those of any new file.
+        own: whether recipe and reports come along where the original is compressed itself.
+    """
+    files = belongings(original)
+    if own and _is_compressed(original):
+        files |= {name: original / name for name in OWN_FILES if (original / name).is_file()}
+    for name, file in files.items():
+        target = directory / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
 
-    return ignored
+
+def _names_no_class(directory: Path) -> bool:
+    for name, entries in _CLASS_ENTRIES.items():
+        values = _entries(directory / name)
+        if values is not None and not any(values.get(entry) for entry in entries):
+            return True
+    bare = not (directory / "tokenizer_config.json").is_file()
+    return bare and any((directory / name).is_file() for name in _TOKENIZER_FILES)
+
+
+def _save_beside(processor: Any, directory: Path) -> None:
+    """Save a tokenizer or image processor, and leave the original's own files as they are but for that."""
+    if processor is None:
+        return
+    kept = {file: file.read_bytes() for file in directory.iterdir() if file.is_file()}
+    processor.save_pretrained(directory)
+    for file, content in kept.items():
+        if file.name not in _CLASS_ENTRIES:
+            file.write_bytes(content)
+
+
+def _is_compressed(directory: Path) -> bool:
+    return bool((_entries(directory / "config.json") or {}).get("collab"))
+
+
+def _entries(file: Path) -> dict[str, Any] | None:
+    """A JSON file's entries, or None where it is absent or no mapping."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import DataError
 from ..files import REPORT_FILE
-from ..modeling import modeling_collab
 from ..modeling.attention import CollabAttention
+from ..modeling.core_mixing import CoreMixing
 from ..modeling.errors import CheckpointError
 from ..modeling.families import relative_name
-from ..modeling.mixing import CoreMixing, SelectionMixing
+from ..modeling.mixing import SelectionMixing
 from . import fresh_load
+from .fresh_processes import check_fresh
+from .known_code import origin_of_code
 from .load import load_model
+from .precheck import one_sentence
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,9 @@ class Verification:
         qk_parameters: numbers in those tensors that are trained.
         package_loads: whether a fresh process with collab_hf loaded it.
         code_loads: whether a fresh process without collab_hf loaded it with the code that it ships; None
-            where that code is not this version's and was not allowed to run.
+            where no version of collab_hf had that code and it was not allowed to run.
         difference: from the original's outputs; None where no original was given.
+        former_code: whether the code that it ships is a former version's.
     """
 
     layers: int
@@ -62,6 +61,7 @@ class Verification:
     package_loads: bool
     code_loads: bool | None
     difference: Difference | None
+    former_code: bool = False
 
 
 def verify_checkpoint(
@@ -79,7 +79,7 @@ def verify_checkpoint(
         batches: inputs to compare outputs on.
         model: the checkpoint as `load_model` gives it on the CPU; None to load it here.
         original: the model that was compressed, on the CPU in eval mode, to compare with.
-        trust_remote_code: whether the code in the checkpoint may run where it is not this version's own.
+        trust_remote_code: whether the code in the checkpoint may run where no version of collab_hf had it.
 
     Returns:
         What was found.
@@ -92,19 +92,18 @@ def verify_checkpoint(
     if model is None:
         model = load_model(directory, trust_remote_code=trust_remote_code)
     layers = _check_layers(model, directory)
-    inputs = {f"{i}.{name}": t for i, batch in enumerate(batches) for name, t in batch.items()}
-    if not inputs:
-        raise DataError("verification needs at least one batch of inputs, got none")
-    outputs = fresh_load.run_batches(model, inputs)
-    routes = ("package", "code") if _ships_our_code(directory) or trust_remote_code else ("package",)
-    _check_fresh(directory, routes, inputs, outputs)
+    inputs = _inputs(model, batches)
+    outputs = _run(model, inputs)
+    origin = origin_of_code(directory)
+    routes = ("package",) if origin == "foreign" and not trust_remote_code else ("package", "code")
+    check_fresh(directory, routes, inputs, outputs, former=origin == "former")
     tensors = [t for layer in layers for t in _factors(layer).values()]
     trained = sum(t.numel() for t in tensors if t.is_floating_point())
     difference = None
     if original is not None:
-        difference = compare_outputs(outputs, fresh_load.run_batches(original, inputs), inputs)
+        difference = compare_outputs(outputs, _run(original, inputs), inputs)
     code_loads = True if "code" in routes else None
-    return Verification(len(layers), len(tensors), trained, True, code_loads, difference)
+    return Verification(len(layers), len(tensors), trained, True, code_loads, difference, origin == "former")
 
 
 def compare_outputs(
@@ -141,6 +140,28 @@ def compare_outputs(
         raise DataError("the outputs are not finite")
     size = error.abs()
     return Difference(size.max().item(), size.mean().item(), (error.norm() / norm).item())
+
+
+def _inputs(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors by `<batch>.<name>`; a multiple-choice question gets the examples of a batch as its choices."""
+    choices = type(model).__name__.endswith("ForMultipleChoice")
+    inputs = {
+        f"{i}.{name}": t.unsqueeze(0) if choices and t.dim() == 2 else t
+        for i, batch in enumerate(batches)
+        for name, t in batch.items()
+        if isinstance(t, Tensor)
+    }
+    if not inputs:
+        raise DataError("verification needs at least one batch of inputs, got none")
+    return inputs
+
+
+def _run(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    try:
+        return fresh_load.run_batches(model, inputs)
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        names = ", ".join(dict.fromkeys(name.partition(".")[2] for name in inputs))
+        raise DataError(f"{type(model).__name__} can't run on {names}: {one_sentence(error)}") from error
 
 
 def _check_layers(model: PreTrainedModel, directory: Path) -> list[CollabAttention]:
@@ -198,46 +219,3 @@ def _check_report(layers: list[CollabAttention], directory: Path) -> None:
     found = sum(t.numel() for layer in layers for t in _factors(layer).values() if t.is_floating_point())
     if found != wanted:
         raise CheckpointError(f"{directory} has {found} query/key parameters, {REPORT_FILE} says {wanted}")
-
-
-def _ships_our_code(directory: Path) -> bool:
-    """Whether the code in a checkpoint is, byte for byte, this version's."""
-    home = Path(modeling_collab.__file__).parent
-    shipped = {file.name: file.read_bytes() for file in directory.glob("*.py")}
-    for name in ("configuration_collab.py", "modeling_collab.py"):
-        if name not in shipped:
-            raise CheckpointError(f"{directory} lacks {name}, so it does not load where collab_hf is missing")
-    return all((home / n).is_file() and (home / n).read_bytes() == code for n, code in shipped.items())
-
-
-def _check_fresh(
-    directory: Path, routes: Iterable[str], inputs: dict[str, Tensor], expected: Mapping[str, Tensor]
-) -> None:
-    """Load in new processes, one for each route, and compare outputs bit for bit."""
-    with tempfile.TemporaryDirectory() as scratch:
-        given = Path(scratch) / "inputs.safetensors"
-        save_file({name: t.contiguous() for name, t in inputs.items()}, given)
-        started = {route: _start_fresh(directory, route, given, Path(scratch) / route) for route in routes}
-        complaints = {route: process.communicate()[1] for route, process in started.items()}
-        for route, process in started.items():
-            how = "with collab_hf" if route == "package" else "without collab_hf, by its own code"
-            if process.returncode:
-                reason = (complaints[route].strip().splitlines() or ["no message"])[-1]
-                raise CheckpointError(f"{directory} does not load in a fresh process {how}: {reason}")
-            outputs = load_file(Path(scratch) / route / "outputs.safetensors")
-            if any(not torch.equal(outputs[number], output) for number, output in expected.items()):
-                raise CheckpointError(f"{directory} gives other outputs in a fresh process {how}")
-
-
-def _start_fresh(directory: Path, route: str, given: Path, place: Path) -> subprocess.Popen[str]:
-    place.mkdir()
-    # As many threads as here: sums split otherwise differ in the last bit. Copied code is not kept.
-    settings = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_MODULES_CACHE": str(place)}
-    script, answered = fresh_load.__file__, place / "outputs.safetensors"
-    return subprocess.Popen(
-        [sys.executable, "-P", script, route, str(directory), str(given), str(answered)],
-        env={**os.environ, **settings},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )

@@ -6,13 +6,14 @@ command needs is imported when it runs, so that help comes at once.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from collab_hf.cli import bench, compress, evaluate, export, heal, inspect, push, verify
+from collab_hf.cli import bench, compress, evaluate, export, families, heal, inspect, push, verify
 from collab_hf.cli.answers import AnsweringCommand
 from collab_hf.errors import HubError
 from collab_hf.modeling.errors import CollabError
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.command(cls=AnsweringCommand, epilog=compress.EXAMPLE)(compress.compress)
 app.command(cls=AnsweringCommand, epilog=heal.EXAMPLE)(heal.heal)
+app.command(cls=AnsweringCommand, epilog=families.EXAMPLE)(families.families)
 app.command(cls=AnsweringCommand, epilog=inspect.EXAMPLE)(inspect.inspect)
 app.command(cls=AnsweringCommand, epilog=verify.EXAMPLE)(verify.verify)
 app.command(cls=AnsweringCommand, epilog=evaluate.EXAMPLE)(evaluate.evaluate)
@@ -82,7 +84,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def main() -> None:
-    """The console script."""
+    """The console script; SIGTERM and SIGHUP end it as Ctrl-C does, so that nothing half-written stays."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        # What started us may have chosen to ignore it, as nohup does.
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     sys.exit(run())
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from collab_hf.registration.versions import check_versions
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -32,6 +34,7 @@ class AnsweringCommand(TyperCommand):
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         """Run the command's function and print its answer on stdout."""
+        check_versions()
         with redirect_stdout(sys.stderr):
             answer: Answer = super().invoke(ctx)
         typer.echo(json.dumps(answer.values, allow_nan=False) if ctx.params["as_json"] else answer.text)
@@ -39,7 +42,9 @@ class AnsweringCommand(TyperCommand):
 
 
 def start_reporting() -> bool:
-    """Leave stderr to progress bars, warnings and errors, the latter two in one sentence each.
+    """Have Auto classes know the models, and leave stderr to progress bars, warnings and errors.
+
+    Warnings and errors are one sentence each.
 
     Returns:
         Whether to draw progress bars: on a terminal alone, in the libraries too.
@@ -47,6 +52,9 @@ def start_reporting() -> bool:
     from huggingface_hub.utils.tqdm import disable_progress_bars
     from transformers.utils import logging
 
+    from collab_hf.registration import register
+
+    register()
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     watched = sys.stderr.isatty()
     logging.set_verbosity_error()

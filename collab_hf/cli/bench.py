@@ -61,7 +61,7 @@ def bench(
     )
     start_reporting()
     loading = Loading(device=device, trust_remote_code=trust_remote_code)
-    original, compressed = loading.model(against), loading.model(str(directory))
+    original, compressed = loading.model(against), loading.model(directory)
     chosen = _lengths(original, lengths)
     cases = [Case(b, length, d, t) for length, b, d, t in product(chosen, *wanted)]
     for case in cases:

@@ -9,7 +9,6 @@ import typer
 
 from collab_hf.cli import options
 from collab_hf.cli.answers import Answer, start_reporting
-from collab_hf.hub.source import Loading
 from collab_hf.modeling.errors import ConfigError
 
 EXAMPLE = "Example: collab-hf export bert-quarter --onnx bert-quarter.onnx --int8"
@@ -38,12 +37,13 @@ def export(
     if onnx is not None and onnx.exists() and not overwrite:
         raise ConfigError(f"{onnx} exists; choose another file or pass --overwrite")
     start_reporting()
-    loading = Loading(dtype="float32", device="cpu") if onnx is not None else Loading(device="cpu")
     if dense is not None:
-        return _dense(directory, dense, loading, nearest, overwrite)
+        return _dense(directory, dense, nearest, overwrite)
+    from collab_hf.checkpoint.load import load_model
     from collab_hf.checkpoint.onnx import export_onnx
 
-    done = export_onnx(loading.model(str(directory)), Path(str(onnx)), int8=int8)
+    # As a path: DIR is never looked up on the Hub.
+    done = export_onnx(load_model(directory, dtype="float32"), Path(str(onnx)), int8=int8)
     text = (
         f"wrote {done.file} ({done.file_size / 1e6:.1f} MB): {', '.join(done.inputs)} -> "
         f"{', '.join(done.outputs)}\nlargest difference to torch in ONNX Runtime: {done.difference:.1e}"
@@ -51,17 +51,18 @@ def export(
     return Answer(done.to_dict(), text)
 
 
-def _dense(directory: Path, dense: Path, loading: Loading, nearest: bool, overwrite: bool) -> Answer:
+def _dense(directory: Path, dense: Path, nearest: bool, overwrite: bool) -> Answer:
+    from collab_hf.checkpoint.load import load_model
     from collab_hf.checkpoint.save import check_output, new_directory, save_checkpoint
-    from collab_hf.files import CARD_FILE, RECIPE_FILE, REPORT_FILE
+    from collab_hf.files import CARD_FILE
+    from collab_hf.hub.card import make_dense_card
     from collab_hf.surgery.dense import to_dense_
 
     check_output(dense, original=directory, overwrite=overwrite)
-    model = to_dense_(loading.model(str(directory)), nearest=nearest)
+    model = to_dense_(load_model(directory), nearest=nearest)
     with new_directory(dense, overwrite=overwrite) as new:
         save_checkpoint(model, new, original=directory)
-        for stale in (CARD_FILE, RECIPE_FILE, REPORT_FILE):
-            # They describe the compressed form.
-            (new / stale).unlink(missing_ok=True)
+        # The card that was taken over describes the compressed form.
+        make_dense_card(directory, dense.resolve().name, type(model).__name__).save(new / CARD_FILE)
     values: dict[str, Any] = {"output": str(dense), "class": type(model).__name__}
     return Answer(values, f"wrote {dense}: a plain {type(model).__name__}")

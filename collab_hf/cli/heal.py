@@ -125,19 +125,21 @@ def _heal(
     overwrite: bool,
 ) -> RecoveryReport:
     from collab_hf.checkpoint.save import new_directory, save_checkpoint
+    from collab_hf.hub.card import write_card
     from collab_hf.recovery import recover_
     from collab_hf.surgery.pipeline import recovery_batches, states_beside, write_recovery
 
     watched = start_reporting()
     name = str(directory)
-    student = loading.model(name)
+    student = loading.model(directory)
     original = loading.model(teacher or _teacher_of(directory))
     batches = recovery_batches(data, student, loading.processor(name), sizes, config.seed)
     report = recover_(student, original, batches, config, progress=watched)
     if _is_main_process():
         with new_directory(output, overwrite=overwrite) as place:
             save_checkpoint(student, place, original=directory)
-            write_recovery(place, report)
+            write_recovery(place, report, data)
+            write_card(place, output.resolve().name)
         shutil.rmtree(states_beside(output), ignore_errors=True)
     return report
 

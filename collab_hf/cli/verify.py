@@ -12,7 +12,11 @@ from collab_hf.cli.answers import Answer, start_reporting
 from collab_hf.hub.source import Loading
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
+
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
     from collab_hf.checkpoint.verification import Verification
 
@@ -32,27 +36,39 @@ def verify(
     trust_remote_code: Annotated[
         bool,
         typer.Option(
-            "--trust-remote-code", help="Let the code in DIR run although it is not this version's."
+            "--trust-remote-code", help="Let the code in DIR run although no version of collab_hf had it."
         ),
     ] = False,
     as_json: options.AsJson = False,
 ) -> Answer:
     """Load DIR in fresh processes, with and without collab_hf, and check every factor."""
-    from collab_hf.calibration.examples import load_batches
     from collab_hf.checkpoint.load import load_model
     from collab_hf.checkpoint.verification import verify_checkpoint
 
     start_reporting()
-    name = str(directory)
-    loading = Loading(device="cpu", trust_remote_code=trust_remote_code)
-    model = loading.model(name)
-    batches = load_batches(data, loading.processor(name), config=model.config, max_examples=max_examples)
+    # As a path: DIR is never looked up on the Hub.
+    model = load_model(directory, device="cpu", trust_remote_code=trust_remote_code)
+    batches = _batches(directory, model, data, max_examples, trust_remote_code)
     original = None if against is None else load_model(against)
     found = verify_checkpoint(
         directory, batches, model=model, original=original, trust_remote_code=trust_remote_code
     )
-    values = {"directory": name, "against": against, **asdict(found)}
+    values = {"directory": str(directory), "against": against, **asdict(found)}
     return Answer(values, _describe(found, directory, against))
+
+
+def _batches(
+    directory: Path, model: PreTrainedModel, data: str, max_examples: int, trust_remote_code: bool
+) -> Iterable[dict[str, Tensor]]:
+    """What outputs are compared on; random inputs where DIR has nothing to prepare examples with."""
+    from collab_hf.calibration.examples import load_batches
+    from collab_hf.host.inputs import example_inputs
+
+    loading = Loading(device="cpu", trust_remote_code=trust_remote_code)
+    if data == "default" and loading.find_processor(str(directory)) is None:
+        return [example_inputs(model, batch=min(max_examples, 4), length=16)]
+    processor = loading.processor(str(directory))
+    return load_batches(data, processor, config=model.config, max_examples=max_examples)
 
 
 def _describe(found: Verification, directory: Path, against: str | None) -> str:
@@ -62,9 +78,9 @@ def _describe(found: Verification, directory: Path, against: str | None) -> str:
         "fresh process with collab_hf: loads, same outputs",
         "fresh process without collab_hf: "
         + (
-            "loads, same outputs"
+            f"loads{' by the code of a former version' if found.former_code else ''}, same outputs"
             if found.code_loads
-            else "not tried, its code is not this version's (see --trust-remote-code)"
+            else "not tried, no version of collab_hf had its code (see --trust-remote-code)"
         ),
     ]
     if found.difference is not None:

@@ -6,12 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedModel
-from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
-from ..modeling import configuration_collab
-from ..modeling.configuration_collab import config_class
-from ..modeling.modeling_collab import _config_class_of, _forget_renaming, auto_map, model_class
-from ..modeling.plans import write_plans
+from ..modeling.host_internals import forget_renaming_, record_outputs_
+from ..modeling.modeling_collab import adopt_configs_, model_class
 
 
 def adopt_(model: PreTrainedModel, plans: Mapping[str, Mapping[str, Any]]) -> None:
@@ -21,19 +18,13 @@ def adopt_(model: PreTrainedModel, plans: Mapping[str, Mapping[str, Any]]) -> No
         model: a transformers model; its inner models are adopted too.
         plans: by section and by the module's name relative to the base model, written into the config.
     """
+    adopt_configs_(model, plans)
     for inner in [m for m in model.modules() if isinstance(m, PreTrainedModel)]:
-        inner.__class__ = model_class(type(inner))
-        # The registry of outputs that can be recorded goes by class.
-        _CAN_RECORD_REGISTRY[inner] = inner._can_record_outputs
-        _forget_renaming(inner)
-        config = inner.config
-        if not isinstance(config, _config_class_of(type(inner))):
-            base_type = config.model_type
-            config.__class__ = config_class(type(config))
-            config.collab = write_plans(plans)
-            config.auto_map = auto_map(base_type)
-            if configuration_collab.on_config is not None:
-                configuration_collab.on_config(type(config).__mro__[1])
+        # A tower whose layers all stay dense stays the host's.
+        if hasattr(inner.config, "collab"):
+            inner.__class__ = model_class(type(inner))
+            record_outputs_(inner)
+            forget_renaming_(inner)
 
 
 def disown_(model: PreTrainedModel) -> None:
@@ -46,6 +37,5 @@ def disown_(model: PreTrainedModel) -> None:
                 delattr(config, name)
     if type(model).__name__.startswith("Collab"):  # models inside of loaded ones are the host's as they are
         model.__class__ = type(model).__bases__[1]
-    # The registry of outputs that can be recorded goes by class.
-    _CAN_RECORD_REGISTRY[model] = model._can_record_outputs
-    vars(model)["_weight_conversions"] = None
+    record_outputs_(model)
+    forget_renaming_(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,21 +12,39 @@ from transformers import PreTrainedModel
 
 from ..errors import CalibrationError, ExportError
 
+Pooling = Literal["mean", "cls"]
 
-def pool(states: Tensor, mask: Tensor | None) -> Tensor:
+
+def pool(states: Tensor, mask: Tensor | None, pooling: Pooling = "mean") -> Tensor:
     """One embedding per example.
 
     Args:
         states: last hidden states, (batch, tokens, hidden_size).
-        mask: (batch, tokens), 1 for real tokens; None for images.
+        mask: (batch, tokens), non-zero for real tokens; None where all are real.
+        pooling: `mean` over real tokens, or `cls`, the first state.
 
     Returns:
-        (batch, hidden_size): the mean over real tokens, or for images the first (CLS) state.
+        (batch, hidden_size).
     """
-    if mask is None:
+    if pooling == "cls":
         return states[:, 0]
+    if mask is None:
+        return states.mean(1)
     weight = mask.unsqueeze(-1).to(states.dtype)
-    return (states * weight).sum(1) / weight.sum(1)
+    return (states * weight).sum(1) / weight.sum(1).clamp_min(1)
+
+
+def usual_pooling(config: Any) -> Pooling:
+    """How a model's states become embeddings where nobody says: the first state of images, else the mean.
+
+    Args:
+        config: the model's.
+
+    Returns:
+        `cls` or `mean`.
+    """
+    images_alone = hasattr(config, "image_size") and not hasattr(config, "vocab_size")
+    return "cls" if images_alone else "mean"
 
 
 def views(hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,12 +76,7 @@ def checked_inputs(batch: Any, number: int, device: torch.device, dtype: torch.d
             f"calibration batch {number} must be a mapping of model inputs with at least one tensor, "
             f"got {found}; a tokenizer called with return_tensors='pt' makes one"
         )
-    return {
-        name: value.to(device, dtype if value.is_floating_point() else value.dtype)
-        if isinstance(value, Tensor)
-        else value
-        for name, value in batch.items()
-    }
+    return move(batch, device, dtype)
 
 
 def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:

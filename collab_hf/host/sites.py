@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from ..errors import FamilyError
 from ..modeling.attention import CollabAttention
 from ..modeling.families import (
-    FAMILIES,
     Family,
     FeedForward,
-    attention_layers,
+    all_attention_layers,
     feed_forward_layers,
+    slot_of,
     submodule_at,
 )
 from ..modeling.shapes import AttentionShape, FeedForwardShape
@@ -70,15 +70,22 @@ def attention_sites(model: nn.Module) -> dict[str, AttentionSite]:
     """
     if any(isinstance(m, CollabAttention) for m in model.modules()):
         raise FamilyError("the model is compressed already; start from the original")
-    around = _holders(model)
+    around, found = _holders(model), list(all_attention_layers(model))
     sites = {
-        name: Site(name, module, family, family.shape(module), around[module])
-        for name, module, family in attention_layers(model)
+        name: Site(name, module, row, row.shape(module), around[module])
+        for name, module, row in found
+        if row.refusal(module) is None
     }
-    if not sites:
-        known = ", ".join(sorted({t for family in FAMILIES.values() for t in family.model_types}))
+    if not sites and found:
+        name, module, row = found[0]
         raise FamilyError(
-            f"{type(model).__name__} has no attention layer that collab_hf knows; it knows {known}"
+            f"queries and keys of {type(model).__name__} can't be compressed: {row.refusal(module)} "
+            f"({type(module).__name__}, {name})"
+        )
+    if not sites:
+        raise FamilyError(
+            f"{type(model).__name__} has no attention layer that collab_hf knows; `collab-hf families` lists "
+            "the models that have"
         )
     return sites
 
@@ -95,8 +102,8 @@ def feed_forward_sites(model: nn.Module) -> dict[str, FeedForwardSite]:
     around = _holders(model)
     found = {}
     for name, module, row in feed_forward_layers(model):
-        down: Any = module.get_submodule(row.down)
-        shape = FeedForwardShape(down.out_features, down.in_features, row.gate is not None)
+        hidden_size, width = slot_of(module, row.down).weight.shape
+        shape = FeedForwardShape(hidden_size, width, row.gate is not None)
         found[name] = Site(name, module, row, shape, around[module])
     return found
 

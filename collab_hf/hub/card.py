@@ -1,28 +1,27 @@
-"""The model card: what was done to a checkpoint and what was measured, from the files that compress wrote."""
+"""The model card: what was done to a checkpoint and what was measured, from the files that lie there."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from string import Template
 from typing import Any
 
-import yaml
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..files import CARD_FILE, RECIPE_FILE, REPORT_FILE
-from ..modeling.errors import CheckpointError
+from ..files import CARD_FILE
+from . import card_text
 from .card_tables import layer_rows, section, totals_table
-from .paths import hide_paths, is_path, last_part, without_paths
+from .facts import CardFacts, base_model, card_metadata, checked_id, is_hub_id, read_card
+from .paths import hide_paths, is_path, last_part
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 
 # What a derived model may say about itself in its source's words.
 _TAKEN_OVER = ("license", "license_name", "license_link", "language", "datasets", "pipeline_tag")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _PIPELINES = {
     "ForMaskedLM": "fill-mask",
     "ForSequenceClassification": "text-classification",
@@ -33,79 +32,18 @@ _PIPELINES = {
     "LMHeadModel": "text-generation",
 }
 _AUTO_CLASSES = {**{head: f"AutoModel{head}" for head in _PIPELINES}, "LMHeadModel": "AutoModelForCausalLM"}
-
-
-@dataclass(frozen=True)
-class CardFacts:
-    """What a card says, read from a checkpoint.
-
-    Attributes:
-        config: config.json.
-        report: collab_report.json, empty where the checkpoint was saved without one.
-        recipe: collab_recipe.yaml, empty likewise.
-        source: metadata of the original's card.
-        weight_bytes: size of the safetensors files.
-        sentence_transformers: whether the directory is one of theirs.
-    """
-
-    config: Mapping[str, Any]
-    report: Mapping[str, Any] = field(default_factory=dict)
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    source: Mapping[str, Any] = field(default_factory=dict)
-    weight_bytes: int = 0
-    sentence_transformers: bool = False
-
-    @classmethod
-    def read(cls, directory: Path) -> CardFacts:
-        """Read the files of a compressed checkpoint.
-
-        Args:
-            directory: as `collab-hf compress` or `save_pretrained` wrote it.
-
-        Returns:
-            The facts.
-
-        Raises:
-            CheckpointError: no compressed checkpoint, or a file that is malformed.
-        """
-        config = _read(directory / "config.json")
-        if not config.get("collab"):
-            raise CheckpointError(
-                f"{directory} is not a compressed checkpoint: config.json has no collab entry"
-            )
-        card = directory / CARD_FILE
-        source = card_metadata(card.read_text(encoding="utf-8")) if card.is_file() else {}
-        return cls(
-            config,
-            _read(directory / REPORT_FILE, missing_ok=True),
-            _read(directory / RECIPE_FILE, missing_ok=True),
-            source,
-            sum(file.stat().st_size for file in directory.glob("*.safetensors")),
-            (directory / "modules.json").is_file(),
-        )
-
-
-def card_metadata(text: str) -> dict[str, Any]:
-    """The YAML header of a model card.
-
-    Args:
-        text: the card.
-
-    Returns:
-        Its fields by name; none where there is no header, or it is no mapping.
-    """
-    found = re.match(r"\s*---\r?\n(.*?)\r?\n---", text, re.DOTALL)
-    try:
-        values = yaml.safe_load(found[1]) if found else None
-    except yaml.YAMLError:
-        return {}
-    return values if isinstance(values, dict) else {}
+# Of `collab-hf evaluate`: the Hub's names of tasks and metrics.
+_TASKS = {"stsb": "sentence-similarity", "accuracy": "text-classification"}
+_METRICS = {"spearman": "spearmanr", "pearson": "pearsonr", "accuracy": "accuracy"}
+# The last line of a card: for which name it was made, and that nobody has changed it since.
+_SEAL = re.compile(r"\n*<!-- collab_hf card of (\S+) sha256 ([0-9a-f]{64}) -->\s*\Z")
 
 
 def make_card(
     directory: Path,
     *,
     repo_id: str | None = None,
+    base_model: str | None = None,
     evaluation: Mapping[str, Any] | None = None,
     bench: Mapping[str, Any] | None = None,
     export: Mapping[str, Any] | None = None,
@@ -115,6 +53,7 @@ def make_card(
     Args:
         directory: the checkpoint; README.md is read as the original's card, for licence and languages.
         repo_id: what the loading examples name; by default the directory's name.
+        base_model: Hub id of the original, where that was a local copy; by default what report or card say.
         evaluation: what `collab-hf evaluate --json` printed.
         bench: what `collab-hf bench --json` printed.
         export: what `collab-hf export --json` printed: another format, its size and its difference.
@@ -124,8 +63,13 @@ def make_card(
 
     Raises:
         CheckpointError: no compressed checkpoint, or a file that is malformed.
+        ConfigError: base_model is no Hub id.
     """
     facts = CardFacts.read(directory)
+    if base_model is not None:
+        named = {"model": checked_id(base_model), "model_is_local": False}
+        facts = replace(facts, report={**facts.report, **named} if facts.report else {})
+        facts = replace(facts, source={**facts.source, "base_model": base_model})
     name = repo_id or directory.resolve().name
     sections = {
         "evaluation": section("What was measured", evaluation),
@@ -134,52 +78,122 @@ def make_card(
     }
     template = Template(TEMPLATE.read_text(encoding="utf-8"))
     body = template.substitute(_fields(facts, name), **sections)
-    body = re.sub(r"\n{3,}", "\n\n", body)
-    return ModelCard(f"---\n{_metadata(facts).to_yaml()}\n---\n\n{hide_paths(body)}")
+    return _sealed(_metadata(facts, evaluation, name), body, name)
 
 
-def _metadata(facts: CardFacts) -> ModelCardData:
+def make_dense_card(original: Path, name: str, host: str) -> ModelCard:
+    """The card of a dense export: the licence and the origin stay, what was said of the forms goes.
+
+    Args:
+        original: the compressed checkpoint that was exported.
+        name: of the dense one.
+        host: its class.
+
+    Returns:
+        The card.
+    """
+    source = card_metadata(read_card(original))
+    data = {**_taken_over(source), **_origin(source.get("base_model"))}
+    body = (
+        f"# {name}\n\nA plain {host}: the dense form of a checkpoint whose attention collab_hf had made "
+        "smaller, with the same outputs up to rounding and as many parameters as the original."
+    )
+    tags = [tag for tag in _listed(source.get("tags")) if isinstance(tag, str) and not is_path(tag)]
+    kept = [tag for tag in tags if tag != "compressed"]
+    return _sealed(ModelCardData(tags=kept or ["collab_hf"], **data), body, name)
+
+
+def renewed_card(directory: Path, repo_id: str, **measured: Any) -> str:
+    """A card for a repository: made anew from the directory's state, unless somebody has changed it.
+
+    Args:
+        directory: the checkpoint.
+        repo_id: the repository's name.
+        **measured: base_model, evaluation, bench and export, as for `make_card`.
+
+    Returns:
+        The card's text. One that was changed keeps its words, with the repository's name in them, unless
+        there is something measured to add.
+    """
+    text = read_card(directory)
+    seal = _SEAL.search(text)
+    ours = "collab_hf" in _listed(card_metadata(text).get("tags"))
+    untouched = seal is not None and seal[2] == _digest(text[: seal.start()])
+    if not ours or untouched or any(value is not None for value in measured.values()):
+        return str(make_card(directory, repo_id=repo_id, **measured))
+    named = seal[1] if seal else directory.resolve().name
+    return _SEAL.sub("\n", text).replace(f'"{named}"', f'"{repo_id}"')
+
+
+def _sealed(data: ModelCardData, body: str, name: str) -> ModelCard:
+    body = hide_paths(re.sub(r"\n{3,}", "\n\n", body)).rstrip()
+    content = f"---\n{data.to_yaml()}\n---\n\n{body}\n"
+    seal = f"<!-- collab_hf card of {hide_paths(name)} sha256 {_digest(str(ModelCard(content)))} -->"
+    return ModelCard(f"{content}\n{seal}\n")
+
+
+def _digest(text: str) -> str:
+    lines = [line.rstrip() for line in text.strip().splitlines()]
+    return sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _metadata(facts: CardFacts, evaluation: Mapping[str, Any] | None, name: str) -> ModelCardData:
     taken = _taken_over(facts.source)
     tags = [tag for tag in _listed(facts.source.get("tags")) if isinstance(tag, str) and not is_path(tag)]
-    taken.setdefault("pipeline_tag", _by_head(facts, _PIPELINES) or _backbone_pipeline(facts))
-    base = base_model(facts)
-    if base is not None:
-        # The Hub knows adapter, merge, quantized and finetune; the weights are neither of the first three.
-        taken |= {"base_model": base, "base_model_relation": "finetune"}
+    pipeline = taken.setdefault("pipeline_tag", facts.by_head(_PIPELINES) or _backbone_pipeline(facts))
+    results = _results(evaluation, str(pipeline))
+    measured: dict[str, Any] = {"eval_results": results, "model_name": last_part(name)} if results else {}
     return ModelCardData(
         library_name="sentence-transformers" if facts.sentence_transformers else "transformers",
         tags=list(dict.fromkeys(["collab_hf", "collaborative-attention", "compressed", *tags])),
         **taken,
+        **_origin(base_model(facts)),
+        **measured,
     )
+
+
+def _origin(base: Any) -> dict[str, Any]:
+    base = base[0] if isinstance(base, list) and base else base
+    # The Hub knows adapter, merge, quantized and finetune; the weights are neither of the first three.
+    known = isinstance(base, str) and is_hub_id(base)
+    return {"base_model": base, "base_model_relation": "finetune"} if known else {}
+
+
+def _results(evaluation: Mapping[str, Any] | None, pipeline: str) -> list[EvalResult]:
+    """What `collab-hf evaluate` found on labelled data, as the Hub's model-index has it."""
+    values = evaluation or {}
+    task, data = values.get("task"), values.get("data")
+    if not isinstance(data, str) or task not in _TASKS:
+        return []
+    name = Path(last_part(data)).stem
+    return [
+        EvalResult(
+            task_type=_TASKS.get(str(task), pipeline),
+            dataset_type=re.sub(r"[^a-z0-9_-]+", "-", name.lower()),
+            dataset_name=name,
+            metric_type=metric,
+            metric_name=own,
+            metric_value=values[own],
+        )
+        for own, metric in _METRICS.items()
+        if isinstance(values.get(own), float)
+    ]
 
 
 def _taken_over(source: Mapping[str, Any]) -> dict[str, Any]:
     taken = {name: source[name] for name in _TAKEN_OVER if name in source}
+    for name in ("license", "license_name", "pipeline_tag"):
+        if not isinstance(taken.get(name, ""), str):
+            del taken[name]
     if "language" in taken:
         # YAML 1.1 reads the code of Norwegian, no, as a boolean.
         taken["language"] = ["no" if code is False else code for code in _listed(taken["language"])]
     if "datasets" in taken:
         names = [name for name in _listed(taken["datasets"]) if isinstance(name, str)]
-        taken["datasets"] = [name for name in names if _HUB_ID.fullmatch(name)]
+        taken["datasets"] = [name for name in names if is_hub_id(name)]
     if "license_link" in taken:
         taken["license_link"] = hide_paths(str(taken["license_link"]))
     return {name: value for name, value in taken.items() if value}
-
-
-def base_model(facts: CardFacts) -> str | None:
-    """The Hub id of the original.
-
-    Args:
-        facts: of the compressed checkpoint.
-
-    Returns:
-        The id, or None where the original was a directory of this machine.
-    """
-    name = facts.report.get("model")
-    if not name or facts.report.get("model_is_local"):
-        name = facts.source.get("base_model")
-    name = name[0] if isinstance(name, list) and name else name
-    return name if isinstance(name, str) and _HUB_ID.fullmatch(name) else None
 
 
 def _fields(facts: CardFacts, name: str) -> dict[str, str]:
@@ -187,23 +201,26 @@ def _fields(facts: CardFacts, name: str) -> dict[str, str]:
 
     base, report = base_model(facts), facts.report
     linked = f"[{base}](https://huggingface.co/{base})" if base else _unpublished(facts)
-    auto = _by_head(facts, _AUTO_CLASSES) or "AutoModel"
-    host = str((facts.config.get("architectures") or ["model"])[0]).removeprefix("Collab")
+    auto = facts.by_head(_AUTO_CLASSES) or "AutoModel"
     calibrated = "what the softmax sees on examples" if report.get("calibrated") else "the weights alone"
     note = f"Relative error: ||T - T^|| / ||T|| of the heads' score matrices, measured on {calibrated}."
     return {
         "title": name.rpartition("/")[2],
-        "repo_id": name,
-        "auto_class": auto,
-        "host": host,
         "version": __version__,
-        "summary": f"{linked} with a smaller attention: the query and key projections of {host} were "
-        "decomposed together, over all heads. It loads and runs like the original.",
+        "summary": f"{linked} made smaller by surgery on its attention. It loads and runs like the original, "
+        f"a {facts.host}.",
         "totals": totals_table(facts.report, facts.weight_bytes),
-        "sentence_transformers": _sentence_transformers(name) if facts.sentence_transformers else "",
-        "command": _command(facts),
-        "recipe": _recipe(facts),
-        "layers": "\n".join(layer_rows(facts.report, facts.config["collab"].get("layers", {}))),
+        "divergence": card_text.divergence(facts),
+        "load_trusted": card_text.loading(facts, name, auto, trusted=True),
+        "load_package": card_text.loading(facts, name, auto, trusted=False),
+        "install": card_text.install_line(),
+        "dense": card_text.dense_again(facts, name),
+        "sentence_transformers": card_text.sentence_transformers(facts, name),
+        "made": card_text.how_it_was_made(facts),
+        "command": card_text.commands(facts),
+        "recipe": card_text.recipe(facts),
+        "recovery": card_text.recovery(facts),
+        "layers": "\n".join(layer_rows(facts.report, facts.plans)),
         "error_note": note if report else "",
         "base_line": f"The original: {linked.rstrip(chr(44))}",
     }
@@ -212,39 +229,6 @@ def _fields(facts: CardFacts, name: str) -> dict[str, str]:
 def _unpublished(facts: CardFacts) -> str:
     name = facts.report.get("model")
     return f"{last_part(str(name))}, a model that is not on the Hub," if name else "A model"
-
-
-def _command(facts: CardFacts) -> str:
-    """The command that makes the checkpoint again, from the recipe beside it."""
-    model = facts.report.get("model")
-    if not model:
-        return ""
-    words = ["collab-hf", "compress", base_model(facts) or last_part(str(model)), "-o", "DIR"]
-    for name in ("revision", "subfolder", "dtype"):
-        value = facts.report.get(name)
-        if value and value != "auto":
-            words += [f"--{name}", last_part(str(value)) if is_path(str(value)) else str(value)]
-    words += ["--config", RECIPE_FILE]
-    return f"\n```bash\n{' '.join(words)}\n```\n"
-
-
-def _recipe(facts: CardFacts) -> str:
-    if not facts.recipe:
-        return ""
-    text = yaml.safe_dump(without_paths(dict(facts.recipe)), sort_keys=False, allow_unicode=True)
-    return f"`{RECIPE_FILE}`:\n\n```yaml\n{text}```\n"
-
-
-def _sentence_transformers(name: str) -> str:
-    return (
-        "\nAs sentence embeddings:\n\n```python\nfrom sentence_transformers import SentenceTransformer\n\n"
-        f'model = SentenceTransformer("{name}", trust_remote_code=True)\n```\n'
-    )
-
-
-def _by_head(facts: CardFacts, values: Mapping[str, str]) -> str | None:
-    architecture = str((facts.config.get("architectures") or [""])[0])
-    return next((value for head, value in values.items() if architecture.endswith(head)), None)
 
 
 def _backbone_pipeline(facts: CardFacts) -> str:
@@ -257,15 +241,13 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _read(file: Path, *, missing_ok: bool = False) -> dict[str, Any]:
-    if missing_ok and not file.is_file():
-        return {}
-    try:
-        # JSON is YAML, but for speed and for its errors it is read as what it is.
-        text = file.read_text(encoding="utf-8")
-        values = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{file} can't be read: {str(error).partition(chr(10))[0]}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{file} must hold a mapping")
-    return values
+def write_card(directory: Path, name: str, *, base_model: str | None = None) -> None:
+    """Put a checkpoint's card beside it, from the state that the directory has now.
+
+    Args:
+        directory: the checkpoint.
+        name: what the loading examples name.
+        base_model: as for `make_card`.
+    """
+    card = make_card(directory, repo_id=name, base_model=base_model)
+    (directory / CARD_FILE).write_text(str(card), encoding="utf-8")

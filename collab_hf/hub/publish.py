@@ -1,11 +1,11 @@
-"""Publish compressed checkpoints on the Hugging Face Hub, and fetch what belongs to one from there."""
+"""Publish compressed checkpoints on the Hugging Face Hub."""
 
 from __future__ import annotations
 
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
 )
 from transformers import PreTrainedModel
 
-from ..files import CARD_FILE, WEIGHT_FILES
+from ..files import CARD_FILE, WEIGHT_FILES, checkpoint_files, matches
 from ..modeling.errors import CheckpointError
-from .card import CardFacts, card_metadata, make_card
+from .card import renewed_card
+from .facts import CardFacts, checked_id
 from .plain_errors import plain_errors
 
 # A lost connection is tried again after so many seconds; files that arrived are not sent twice.
@@ -32,7 +33,8 @@ def push(
     private: bool | None = None,
     revision: str | None = None,
     message: str | None = None,
-    token: str | None = None,
+    token: str | bool | None = None,
+    base_model: str | None = None,
     evaluation: Mapping[str, Any] | None = None,
     bench: Mapping[str, Any] | None = None,
     export: Mapping[str, Any] | None = None,
@@ -49,7 +51,8 @@ def push(
         private: whether a new repository is private; None for the owner's default.
         revision: branch to publish on, made if it is not there; None for main.
         message: of the commit.
-        token: access token; None for HF_TOKEN, or the one that `hf auth login` stored.
+        token: access token; None for HF_TOKEN, or the one that `hf auth login` stored; False for none.
+        base_model: Hub id of the original, for the card, where that was a local copy.
         evaluation: what `collab-hf evaluate --json` printed, for the card.
         bench: what `collab-hf bench --json` printed, for the card.
         export: what `collab-hf export --json` printed, for the card.
@@ -63,6 +66,8 @@ def push(
         ConfigError: a name that no repository can have.
         HubError: no token, no right to write, or no connection.
     """
+    if base_model is not None:
+        checked_id(base_model)
     files = _files(directory)
     api = HfApi(token=token)
     with plain_errors(repo_id):
@@ -71,7 +76,8 @@ def push(
             api.create_branch(repo_id, branch=str(revision), exist_ok=True)
         additions = [CommitOperationAdd(name, file) for name, file in files.items() if name != CARD_FILE]
         if not (keep_card and api.file_exists(repo_id, CARD_FILE, revision=revision)):
-            card = _card(directory, repo_id, {"evaluation": evaluation, "bench": bench, "export": export})
+            measured = {"evaluation": evaluation, "bench": bench, "export": export}
+            card = renewed_card(directory, repo_id, base_model=base_model, **measured)
             additions.append(CommitOperationAdd(CARD_FILE, card.encode()))
         # create_commit, as upload_folder makes several commits where hf_xet is installed
         for pause in (*_PAUSES, None):
@@ -80,7 +86,7 @@ def push(
                 stale = [
                     CommitOperationDelete(name)
                     for name in present
-                    if name not in files and any(fnmatch(name, pattern) for pattern in WEIGHT_FILES)
+                    if name not in files and matches(name, WEIGHT_FILES)
                 ]
                 commit = api.create_commit(
                     repo_id,
@@ -115,7 +121,7 @@ def push_model(
         commit_message: as for `push`.
         private: as for `push`.
         revision: as for `push`.
-        token: as for `push`; True for the environment's.
+        token: as for `push`; True for the environment's too.
         max_shard_size: size of one file of weights at most.
         **ignored: what transformers takes besides.
 
@@ -126,7 +132,7 @@ def push_model(
         ConfigError: a name that no repository can have.
         HubError: no token, no right to write, or no connection.
     """
-    key = token if isinstance(token, str) else None
+    key = None if token is True else token
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / repo_id.rpartition("/")[2]
         model.save_pretrained(directory, max_shard_size=max_shard_size)
@@ -144,16 +150,19 @@ def push_model(
 def _files(directory: Path) -> dict[str, Path]:
     """What is published, by its name in the repository."""
     facts = CardFacts.read(directory)
-    found = {
-        file.relative_to(directory).as_posix(): file
-        for file in sorted(directory.rglob("*"))
-        if file.is_file()
-    }
-    files = {
-        name: file
-        for name, file in found.items()
-        if not any(part.startswith(".") or part == "__pycache__" for part in Path(name).parts)
-    }
+    files = checkpoint_files(directory)
+    names = (file.relative_to(directory) for file in sorted(directory.rglob("*")) if file.is_file())
+    others = [
+        name.as_posix()
+        for name in names
+        if name.as_posix() not in files
+        and not any(part.startswith(".") or part == "__pycache__" for part in name.parts)
+    ]
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        warnings.warn(
+            f"not published, since no checkpoint needs it: {', '.join(others[:3])}{more}", stacklevel=3
+        )
     if facts.weight_bytes == 0:
         raise CheckpointError(f"{directory} has no safetensors weights")
     for reference in {"configuration_collab.", *dict(facts.config.get("auto_map", {})).values()}:
@@ -163,16 +172,6 @@ def _files(directory: Path) -> dict[str, Path]:
                 f"{directory} lacks {code}, which trust_remote_code needs; write it with save_pretrained"
             )
     return files
-
-
-def _card(directory: Path, repo_id: str, measured: Mapping[str, Mapping[str, Any] | None]) -> str:
-    """A card for the repository: the directory's own, edited perhaps, where it is one of ours."""
-    file = directory / CARD_FILE
-    ours = file.is_file() and "collab_hf" in (card_metadata(file.read_text("utf-8")).get("tags") or ())
-    if ours and not any(measured.values()):
-        # Written when the repository had no name yet.
-        return file.read_text("utf-8").replace(f'"{directory.resolve().name}"', f'"{repo_id}"')
-    return str(make_card(directory, repo_id=repo_id, **measured))
 
 
 def _passes(error: Exception) -> bool:

@@ -33,11 +33,11 @@ class Loading:
     token: str | None = None
     trust_remote_code: bool = False
 
-    def model(self, name: str) -> PreTrainedModel:
+    def model(self, name: str | Path) -> PreTrainedModel:
         """Load a model in eval mode.
 
         Args:
-            name: Hub id or local directory.
+            name: Hub id or local directory; a Path is never looked up on the Hub.
 
         Returns:
             The model, on its device.

@@ -12,14 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..modeling.kernels import (
-    attend_,
-    attention_weights,
-    prefers_pieces,
-    product_dtype,
-    wide_attention,
-)
+from ..modeling.kernels import attend_, prefers_pieces, product_dtype, wide_attention
 from ..modeling.masks import add_to_mask
+from ..modeling.plain_attention import attention_weights
 from .masks import causal_mask, combine
 
 

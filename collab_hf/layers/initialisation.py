@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..modeling.mixing import CopyMixing, CoreMixing, DiagonalMixing, Mixing, SelectionMixing, TiedCoreMixing
+from ..modeling.core_mixing import CoreMixing, TiedCoreMixing
+from ..modeling.mixing import CopyMixing, DiagonalMixing, SelectionMixing
+from ..modeling.mixing_base import Mixing
 from .scores import SharedScores
 
 MixingInit = Literal["concatenate", "ones", "random"]
@@ -45,7 +47,7 @@ def initialise_(scores: SharedScores, mixing: MixingInit | None = None) -> None:
     """
     if mixing is not None and mixing not in get_args(MixingInit):
         raise ConfigError(f"mixing must be one of {', '.join(get_args(MixingInit))}, got {mixing!r}")
-    if mixing is not None and scores.plan.method != "cp":
+    if mixing is not None and "dims_per_head" not in scores.plan.form.settings:
         raise ConfigError(f"mixing belongs to cp, got {mixing!r} with {scores.plan.form_name}")
     for projection in (scores.query, scores.key):
         if projection is not None:

@@ -294,17 +294,5 @@ class MultiheadAttention(nn.MultiheadAttention):
     def merge_masks(
         self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, query: Tensor
     ) -> tuple[Tensor | None, int | None]:
-        """Refused: it belongs to torch's fused path, which would need dense projections.
-
-        Args:
-            attn_mask: not read.
-            key_padding_mask: not read.
-            query: not read.
-
-        Returns:
-            Nothing, ever.
-
-        Raises:
-            ConfigError: always.
-        """
+        """Refused with a ConfigError: it belongs to torch's fused path, which needs dense projections."""
         raise ConfigError("the fused path of torch needs dense projections, which shared ones replace")

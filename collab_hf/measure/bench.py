@@ -11,10 +11,9 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..host.inputs import example_inputs
+from ..host.inputs import example_inputs, move
 from ..modeling.errors import ConfigError
 from .bench_counts import count_flops, peak_memory, saved_flops
 
@@ -255,10 +254,7 @@ def forward_call(model: PreTrainedModel, case: Case) -> Call:
     """
     inputs = example_inputs(model, batch=case.batch_size, length=case.length)
     inputs.pop("attention_mask", None)
-    ready: dict[str, Tensor] = {
-        name: t.to(model.device, model.dtype if t.is_floating_point() else t.dtype)
-        for name, t in inputs.items()
-    }
+    ready = move(inputs, model.device, model.dtype)
     return lambda: model(**ready)
 
 

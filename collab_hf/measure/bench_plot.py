@@ -21,7 +21,7 @@ def check_plotting(file: Path) -> None:
         ConfigError: matplotlib is not installed, or the name does not end in .png.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("a plot needs matplotlib; install collab-hf[plots]")
+        raise ConfigError("a plot needs matplotlib; install it with `pip install matplotlib`")
     if file.suffix.lower() != ".png":
         raise ConfigError(f"a plot is a .png file, got {file.name!r}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ..calibration.examples import ExampleBatches, load_batches
 from ..errors import DataError
-from ..host.inputs import pool
+from ..host.inputs import Pooling, move, pool
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def measure_accuracy(
     with torch.inference_mode():
         guesses = torch.cat(
             [
-                model(**_placed(batch, model)).logits.argmax(-1).cpu()
+                model(**move(batch, model.device, model.dtype)).logits.argmax(-1).cpu()
                 for batch in tqdm(batches, desc="Evaluating", unit="batch", disable=not progress)
             ]
         )
@@ -177,7 +177,9 @@ def measure_agreement(
             raise DataError(
                 f"the models' hidden states differ in shape: {list(states.shape)} and {list(expected.shape)}"
             )
-        cosines.append(F.cosine_similarity(pool(states, mask), pool(expected, mask)))
+        pooling: Pooling = "cls" if mask is None else "mean"
+        pooled = pool(states, mask, pooling), pool(expected, mask, pooling)
+        cosines.append(F.cosine_similarity(*pooled))
         weight = 1.0 if mask is None else mask.unsqueeze(-1)
         error += ((states - expected) * weight).double().square().sum().item()
         norm += (expected * weight).double().square().sum().item()
@@ -197,7 +199,7 @@ def _batches_of_texts(
         max_length=max_length,
         max_examples=len(texts),
     )
-    # The batches sort in their own way; which of two equal texts comes first is all one.
+    # The batches sort in their own way; which of two equal texts comes first does not matter.
     places: dict[str, list[int]] = {}
     for index, text in enumerate(texts):
         places.setdefault(text.strip(), []).append(index)
@@ -210,19 +212,14 @@ def _run(
     """Last hidden states in float32 on the CPU, and the mask of real tokens (None for images)."""
     for batch in tqdm(batches, desc="Evaluating", unit="batch", disable=not progress):
         with torch.inference_mode():
-            output = model.base_model(**_placed(batch, model))
-        states = output.last_hidden_state.float().cpu()
+            output = model.base_model(**move(batch, model.device, model.dtype))
+        # A plain tuple where config.json says return_dict: false.
+        last = output[0] if isinstance(output, tuple) else output.last_hidden_state
+        states = last.float().cpu()
         if not torch.isfinite(states).all():
             raise DataError(f"the hidden states of {type(model).__name__} are not finite")
         text = "input_ids" in batch
         yield states, batch.get("attention_mask", torch.ones(states.shape[:2])) if text else None
-
-
-def _placed(batch: Mapping[str, Tensor], model: PreTrainedModel) -> dict[str, Tensor]:
-    return {
-        name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
-        for name, value in batch.items()
-    }
 
 
 def _label_id(label: str, config: Any) -> int:

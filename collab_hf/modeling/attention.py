@@ -14,12 +14,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .by_hand import by_hand
 from .errors import ConfigError
-from .families import Family
-from .kernels import attend_, even_slices, prefers_pieces, product_dtype, samples_at_once, wide_attention
+from .families_row import Family
+from .host_internals import attention_backend
+from .kernels import (
+    attend_,
+    even_slices,
+    prefers_pieces,
+    product_dtype,
+    samples_at_once,
+    wide_attention,
+)
+from .layer_cache import LayerCache
 from .masks import add_to_mask, four_dimensional, part_of
-from .mixing import Mixing
+from .mixing_base import Mixing
 from .plan import LayerPlan
+from .position_bias import BIASES, merged
 
 
 class CollabAttention(nn.Module):
@@ -28,33 +39,57 @@ class CollabAttention(nn.Module):
     Attributes:
         collab_family: attribute names of the host.
         collab_host: the host's class.
+        collab_arguments: names of its forward's arguments, in order.
+        collab_has_backends: whether it looks up an attention backend at every call.
         collab_plan: the layer's form.
+        collab_biases: whether the host's query and key projections have biases.
         mixing: per-head maps between the shared projections.
     """
 
     collab_family: Family
     collab_host: type[nn.Module]
+    collab_arguments: tuple[str, ...]
+    collab_has_backends: bool
     collab_plan: LayerPlan
+    collab_biases: tuple[bool, bool]
     mixing: Mixing
     config: Any
-    layer_idx: int | None
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Self-attention with the host's arguments and results."""
-        cache = getattr(past_key_values, "self_attention_cache", past_key_values)
-        query = self.collab_family.projection(self, "query")(hidden_states)
-        key, value = self._keys_and_values(hidden_states, query)
-        if cache is not None:
-            key, value = self._update(cache, key, value)
-        return self._attend(hidden_states, query, key, value, attention_mask, cache is not None, **kwargs)
+    def collab_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Attention with the host's arguments and results."""
+        family = self.collab_family
+        given = {**dict(zip(self.collab_arguments, args, strict=False)), **kwargs}
+        hidden_states = given.pop(self.collab_arguments[0])
+        source = None if family.source is None else given.pop(family.source, None)
+        values = None if family.value_source is None else given.pop(family.value_source, None)
+        mask = given.pop(family.mask, None)
+        if family.source_mask is not None:
+            other = given.pop(family.source_mask, None)
+            mask = mask if source is None else other
+        cache = self._cache(given.pop(family.cache, None), source is not None)
+        past = cache.length() if cache is not None and family.bias == "buckets" else 0
+        query = family.projection(self, "query")(hidden_states)
+        if cache is not None and cache.is_filled:
+            key, value = cache.read()
+        else:
+            key, value = self._keys_and_values(hidden_states if source is None else source, query, values)
+            if cache is not None:
+                key, value = cache.update(key, value)
+        added = None
+        if family.bias is not None:
+            added = BIASES[family.bias](self, given, query.shape[1], key.shape[1], past)
+        output, weights = self._attend(
+            hidden_states, query, key, value, mask, added, cache is not None, **given
+        )
+        if family.results == "output":
+            return output
+        if family.results == "t5":
+            return output, added, weights
+        if family.results == "listed" and weights is None:
+            return (output,)
+        return output, weights
 
-    def _keys_and_values(self, source: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+    def _keys_and_values(self, source: Tensor, query: Tensor, values: Tensor | None) -> tuple[Tensor, Tensor]:
         """What a decoder caches: (B, S, key_rank + H where the bias is exact) and (B, S, H * V)."""
         family, plan = self.collab_family, self.collab_plan
         if family.lacks_key(self):
@@ -62,12 +97,12 @@ class CollabAttention(nn.Module):
         else:
             key = family.projection(self, "key")(source)
             key = torch.cat([query, key], -1) if plan.tied else key
-        return key, family.projection(self, "value")(source)
+        return key, family.projection(self, "value")(source if values is None else values)
 
-    def _update(self, cache: Any, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        # One "head" for both, as a static cache sizes keys and values by one number of heads.
-        key, value = cache.update(key.unsqueeze(1), value.unsqueeze(1), self.layer_idx)
-        return key.squeeze(1), value.squeeze(1)
+    def _cache(self, cache: Any, crosses: bool) -> LayerCache | None:
+        if cache is None:
+            return None
+        return LayerCache(cache, getattr(self, self.collab_family.layer_index), crosses)
 
     def _attend(
         self,
@@ -76,15 +111,20 @@ class CollabAttention(nn.Module):
         key: Tensor,
         value: Tensor,
         mask: Tensor | None,
+        added: Tensor | None,
         cached: bool,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         plan, mixing, length = self.collab_plan, self.mixing, source.shape[1]
         heads, bias = mixing.num_heads, None
-        backend, causal = self.config._attn_implementation, self._is_causal(kwargs)
+        backend = self._backend(kwargs)
+        causal = self._is_causal(backend, kwargs)
         if backend == "sdpa" and mask is None and causal and length > 1 and key.shape[1] > length:
             # Prefill of a static cache: the host reads the first keys alone, one per query.
             key, value = key[:, :length], value[:, :length]
+            added = None if added is None else added[..., :length]
+        if added is not None:
+            mask = merged(added, mask, length, causal)
         batch, keys, _ = value.shape
         value = value.view(batch, keys, heads, -1).transpose(1, 2)  # (B, S, H*V) -> (B, H, S, V)
         if plan.content_bias == "exact":
@@ -190,56 +230,47 @@ class CollabAttention(nn.Module):
         spare = (0, width - narrow - 1)
         return F.pad(query, spare), F.pad(key, spare)
 
+    def _backend(self, given: dict[str, Any]) -> str | None:
+        """The attention backend that is set; of a host that has none, eager where it must give weights."""
+        if self.collab_has_backends:
+            backend: str | None = attention_backend(self.config)
+            return backend
+        asked = given.get("output_attentions", "output_attentions" not in self.collab_arguments)
+        return "eager" if asked else "sdpa"
+
     def _check_backend(self, what: str) -> None:
-        backend = self.config._attn_implementation
+        backend = attention_backend(self.config) if self.collab_has_backends else None
         if backend not in ("eager", "sdpa", None):
             raise ConfigError(f"attention backend {backend!r} can't serve {what}; use eager or sdpa")
 
     def _scaling(self) -> float:
-        return float(getattr(self, self.collab_family.head_dim) ** -0.5)
+        return self.collab_family.scale(self)
 
     def _dropout(self) -> float:
         dropout = getattr(self, self.collab_family.dropout) if self.training else 0.0
         return float(dropout.p if isinstance(dropout, nn.Dropout) else dropout)
 
-    def _is_causal(self, kwargs: dict[str, Any]) -> bool:
-        given = kwargs.get("is_causal")
-        return bool(getattr(self, "is_causal", False) if given is None else given)
+    def _is_causal(self, backend: str | None, given: dict[str, Any]) -> bool:
+        if not self.collab_has_backends or backend == "eager":
+            return False  # the mask says it
+        is_causal = given.get("is_causal")
+        # Backends take a host that does not say it for causal.
+        return bool(getattr(self, "is_causal", True) if is_causal is None else is_causal)
 
-    def _interface(self, backend: str) -> Any:
+    def _interface(self, backend: str | None) -> Any:
         host = sys.modules[self.collab_host.__module__]
-        return ALL_ATTENTION_FUNCTIONS.get_interface(backend, host.eager_attention_forward)
+        if backend is None or not self.collab_has_backends:
+            return by_hand
+        own = getattr(host, "eager_attention_forward", by_hand)
+        return ALL_ATTENTION_FUNCTIONS.get_interface(backend, own)
 
     def _finish(self, output: Tensor, source: Tensor) -> Tensor:
         family = self.collab_family
+        host: Any = self
         if family.ending != "none":
             output = getattr(self, family.output)(output)
+        if family.ending == "dropout":
+            output = host.resid_dropout(output)
         if family.ending == "albert":
-            host: Any = self
             output = host.LayerNorm(source + host.output_dropout(output))
         return output
-
-
-class CollabCrossAttention(CollabAttention):
-    """The same with keys and values from another sequence."""
-
-    def forward(  # type: ignore[override]
-        self,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Cross-attention with the host's arguments and results."""
-        query = self.collab_family.projection(self, "query")(hidden_states)
-        if past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
-            layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
-            key, value = layer.keys.squeeze(1), layer.values.squeeze(1)
-        else:
-            key, value = self._keys_and_values(encoder_hidden_states, query)  # type: ignore[arg-type]
-            if past_key_values is not None:
-                key, value = self._update(past_key_values.cross_attention_cache, key, value)
-                past_key_values.is_updated[self.layer_idx] = True
-        cached = past_key_values is not None
-        return self._attend(hidden_states, query, key, value, attention_mask, cached, **kwargs)

@@ -23,9 +23,20 @@ FORMAT = 2
 # Set by the package to register model classes with the Auto classes when a config is first met.
 on_config: Callable[[type[PreTrainedConfig]], None] | None = None
 
+# Set by the package to tell PEFT about the projections; PEFT asks for them after a config's `to_dict`.
+on_to_dict: Callable[[], None] | None = None
+
 # Set by the package to publish a model with its own card; without it transformers publishes as ever.
 on_push: Callable[..., str] | None = None
 
+# Stands in config.json as the name of the weights' file where the host's own class would find every factor of
+# its own shape, read it as something else and leave the rest random: that class stops here, with this text.
+_FOREIGN = "transformers_weights"
+_FOR_OTHERS = (
+    "none for this class: use this collab_hf, a later one, or an Auto class with trust_remote_code=True"
+)
+
+_PREFIX = "collab_"
 _CLASSES: dict[str, type[PreTrainedConfig]] = {}
 
 
@@ -44,7 +55,15 @@ def config_class(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
         def register_models_first(self: Any, **kwargs: Any) -> None:
             if on_config is not None:
                 on_config(base)
+            if kwargs.get(_FOREIGN) == _FOR_OTHERS:
+                del kwargs[_FOREIGN]
             base.__post_init__(self, **kwargs)
+
+        def to_dict(self: Any) -> dict[str, Any]:
+            if on_to_dict is not None:
+                on_to_dict()
+            values = _with_plain_parts(base.to_dict(self))
+            return {**values, _FOREIGN: _FOR_OTHERS} if _fits_host(self) else values
 
         members = {
             "__annotations__": {"collab": "dict | None"},
@@ -52,12 +71,41 @@ def config_class(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
             "__module__": __name__,
             "__post_init__": register_models_first,
             "__qualname__": name,
-            "_auto_class": "AutoConfig",
             "collab": None,
-            "model_type": "collab_" + base.model_type,
+            "model_type": _PREFIX + base.model_type,
+            "to_dict": to_dict,
         }
-        _CLASSES[name] = type(name, (base,), members)
+        made: Any = type(name, (base,), members)
+        made.register_for_auto_class("AutoConfig")  # so that saving a model ships this file
+        # Where several threads get here at once, all of them take the class that came first.
+        _CLASSES.setdefault(name, made)
     return _CLASSES[name]
+
+
+def _fits_host(config: Any) -> bool:
+    """Whether the factors of some layer have the shapes of the host's own projections, or may have them."""
+    settings = getattr(config, "collab", None)
+    layers = settings.get("layers") if isinstance(settings, dict) else None
+    plans = [plan for plan in layers.values() if isinstance(plan, dict)] if isinstance(layers, dict) else []
+    heads, head_dim = getattr(config, "num_attention_heads", 0), getattr(config, "head_dim", None)
+    full = heads * head_dim if heads and head_dim else getattr(config, "hidden_size", 0)
+    # An exact content bias adds rows to the key projection, whose shape then stops every other class.
+    folded = [plan for plan in plans if plan.get("content_bias") == "folded"]
+    return any(plan.get("method") == "copy" or plan.get("query_rank", 0) >= full for plan in folded)
+
+
+def _with_plain_parts(settings: dict[str, Any]) -> dict[str, Any]:
+    """A config's settings with the host's own configs inside: the outer one alone has the layers' forms.
+
+    A host builds its parts from its config before any layer is converted.
+    """
+    for value in settings.values():
+        kind = value.get("model_type") if isinstance(value, dict) else None
+        if isinstance(kind, str) and kind.startswith(_PREFIX):
+            value["model_type"] = kind.removeprefix(_PREFIX)
+            for name in ("collab", "auto_map"):
+                value.pop(name, None)
+    return settings
 
 
 def __getattr__(name: str) -> type[PreTrainedConfig]:

@@ -15,5 +15,9 @@ class RankError(ConfigError):
     """A rank, width or group count outside of what the layer allows."""
 
 
+class VersionError(CollabError, ImportError):
+    """A library in a version that collab_hf does not work with."""
+
+
 class CheckpointError(CollabError):
     """A checkpoint that can't be read, checked or written."""

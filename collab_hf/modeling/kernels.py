@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .masks import blocked_rows, four_dimensional, lower_triangle, merge, part_of
+from .plain_attention import plain_attention
 
 # Scores of one piece in bytes, for each thread: twice a core's second-level cache (of 1 MiB where this was
 # measured). Half as much costs a layer up to 10 % more time at 1,024 tokens, a quarter up to 20 %; twice as
@@ -192,7 +193,7 @@ def wide_attention(
         mask = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device).tril()
     # Data-dependent loops would be unrolled into a graph, and a GPU gains nothing from small pieces.
     if query.device.type != "cpu" or _is_traced():
-        return _fold(query, key, value, bias, mask, scaling, dropout).transpose(1, 2)
+        return plain_attention(query, key, value, bias, mask, scaling, dropout).transpose(1, 2)
     mask = four_dimensional(mask)
     done = []
     row_bytes = key.shape[2] * query.element_size()
@@ -200,7 +201,9 @@ def wide_attention(
         samples, some, _ = piece
         few_keys = key[samples, some] if key.shape[1] > 1 else key[samples]
         few_biases, allowed = part_of(bias, samples, some), part_of(mask, *piece)
-        part = _fold(query[piece], few_keys, value[samples, some], few_biases, allowed, scaling, dropout)
+        part = plain_attention(
+            query[piece], few_keys, value[samples, some], few_biases, allowed, scaling, dropout
+        )
         done.append(part.reshape(-1, value.shape[-1]))
     # Pieces follow each other in the order (B, H, T).
     return torch.cat(done).view(batch, heads, length, -1).transpose(1, 2)
@@ -257,55 +260,3 @@ def _attend_piece_(
     weights = torch.softmax(scores, -1, out=scores).view(batch * heads, length, -1)
     result = torch.bmm(weights, value.flatten(0, 1))
     output.copy_(result.view(batch, heads, length, -1).transpose(1, 2))
-
-
-def attention_weights(
-    query: Tensor, key: Tensor, bias: Tensor | None, mask: Tensor | None, scaling: float
-) -> Tensor:
-    """softmax(query key^T * scaling + bias + mask) itself.
-
-    Args:
-        query: (B, H, T, W).
-        key: (B, 1, S, W) shared by all heads, or (B, H, S, W).
-        bias: content bias of (B, H, 1, S), already scaled, or None.
-        mask: None, boolean (True attends) or additive, broadcastable to (B, H, T, S).
-        scaling: factor of the scores.
-
-    Returns:
-        (B, H, T, S); zeros where a query may attend nothing.
-    """
-    batch, heads, length, width = query.shape
-    # (B, H, T, W) -> (B, H*T, W) against one shared key (B, W, S): one product instead of H
-    if key.shape[1] == 1:
-        folded = (query * scaling).reshape(batch, heads * length, width)
-        scores = torch.bmm(folded, key[:, 0].transpose(1, 2)).view(batch, heads, length, -1)
-    else:
-        scores = torch.matmul(query * scaling, key.transpose(2, 3))
-    if bias is not None:
-        scores = scores + bias
-    blocked = None
-    if mask is not None:
-        # A row that may attend nothing has no softmax; it is computed as if unmasked, then set to zero.
-        if mask.dtype == torch.bool:
-            blocked = ~mask.any(-1, keepdim=True)
-            scores = scores.masked_fill(~(mask | blocked), float("-inf"))
-        else:
-            blocked = (mask == float("-inf")).all(-1, keepdim=True)
-            scores = scores + mask.masked_fill(blocked, 0.0)
-    weights = scores.softmax(-1)
-    return weights if blocked is None else weights.masked_fill(blocked, 0.0)
-
-
-def _fold(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    scaling: float,
-    dropout: float,
-) -> Tensor:
-    weights = attention_weights(query, key, bias, mask, scaling)
-    if dropout:
-        weights = torch.nn.functional.dropout(weights, dropout)
-    return torch.matmul(weights, value)

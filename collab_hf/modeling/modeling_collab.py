@@ -7,8 +7,8 @@ load with `trust_remote_code=True` where collab_hf is not installed. It imports 
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from threading import RLock
 from typing import Any
 
 import torch
@@ -16,52 +16,57 @@ import transformers
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.conversion_mapping import (
-    get_checkpoint_conversion_mapping,
-    register_checkpoint_conversion_mapping,
-)
-from transformers.models.auto import modeling_auto
 
 from . import configuration_collab
 from .attention import CollabAttention
 from .configuration_collab import config_class
+from .embeddings import LowRankEmbedding, resized_head
 from .errors import CheckpointError, ConfigError
-from .families import FAMILIES, relative_name
+from .families import find_host, relative_name
+from .host_internals import forget_renaming_, heads_of, share_renaming
 from .mixing import SelectionMixing
-from .plans import apply_plans_, read_plans
+from .mixing_base import Mixing
+from .plans import apply_plans_, read_plans, write_plans
 
 _CLASSES: dict[str, type[PreTrainedModel]] = {}
+
+# Transformers replaces methods of its classes while it loads a model (`tie_weights`, for one). Of models that
+# two threads load at once, one can be left with tied weights on the meta device, so they take turns.
+_LOADING = RLock()
 
 
 class _CollabModel:
     """Mixed in before the host's model class."""
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        ours: Any = self.config_class  # type: ignore[attr-defined]
+        if type(config).__name__ == ours.__name__:
+            # Of a checkpoint's own code, transformers loads a copy for the config and one for the model.
+            config.__class__ = ours
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         plans = read_plans(config)
         apply_plans_(self, plans)  # type: ignore[arg-type]
         if any(plans.values()):
-            _forget_renaming(self)  # type: ignore[arg-type]
+            forget_renaming_(self)  # type: ignore[arg-type]
         # The host initialised its own layers; what has taken their place since is still empty memory.
-        for _, module in changed_modules(self):  # type: ignore[arg-type]
+        for _, module in list(changed_modules(self)):  # type: ignore[arg-type]
             for inner in module.modules():
                 self._init_weights(inner)
+        adopt_configs_(self, plans)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)  # type: ignore[misc]
         if isinstance(module, CollabAttention):
-            std = getattr(self.config, "initializer_range", 0.02)  # type: ignore[attr-defined]
-            for name, parameter in module.mixing.named_parameters():
-                if name == "bias":
-                    init.zeros_(parameter)
-                elif name == "weight":
-                    init.ones_(parameter)
-                else:
-                    init.normal_(parameter, std=std)
-            if isinstance(module.mixing, SelectionMixing):
-                index = torch.arange(module.mixing.index.numel()) % module.mixing.query_rank
-                init.copy_(module.mixing.index, index.view_as(module.mixing.index))
+            # Hosts name projections and biases here that are gone; their modules come one by one.
+            _init_mixing(module.mixing, getattr(self.config, "initializer_range", 0.02))  # type: ignore[attr-defined]
+            return
+        super()._init_weights(module)  # type: ignore[misc]
+        if isinstance(module, LowRankEmbedding):
+            init.normal_(module.up, std=module.up.shape[1] ** -0.5)
+
+    def _get_resized_lm_head(self, old_lm_head: nn.Linear, *args: Any, **kwargs: Any) -> nn.Linear:
+        new: nn.Linear = super()._get_resized_lm_head(old_lm_head, *args, **kwargs)  # type: ignore[misc]
+        return resized_head(old_lm_head, new)
 
     @classmethod
     def from_pretrained(
@@ -87,9 +92,10 @@ class _CollabModel:
             CheckpointError: a factor is missing, unknown or has another shape than config.json says.
         """
         # Always lenient here, since transformers' own refusal does not name the weight.
-        model, info = super().from_pretrained(  # type: ignore[misc]
-            *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
+        with _LOADING:
+            model, info = super().from_pretrained(  # type: ignore[misc]
+                *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
         check_factors(model, info)
         if info["mismatched_keys"] and not ignore_mismatched_sizes:
             name, found, expected = min(info["mismatched_keys"])
@@ -125,21 +131,31 @@ def model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """
     name = "Collab" + base.__name__
     if name not in _CLASSES:
-        base_config = _config_class_of(base)
         members = {
             "__doc__": base.__doc__,
             "__module__": __name__,
             "__qualname__": name,
-            "config_class": config_class(base_config),
+            "config_class": config_class(_config_class_of(base)),
         }
-        _CLASSES[name] = type(name, (_CollabModel, base), members)
-        # Renamed weights (ViT's, say) are looked up by class name, and classes of others are skipped.
-        renaming = get_checkpoint_conversion_mapping(base.__name__) or get_checkpoint_conversion_mapping(
-            base_config.model_type
-        )
-        if renaming:
-            register_checkpoint_conversion_mapping(name, renaming, overwrite=True)
+        # Renamed weights are looked up by class name, and classes of others are skipped.
+        share_renaming(base, name)
+        # Where several threads get here at once, all of them take the class that came first.
+        _CLASSES.setdefault(name, type(name, (_CollabModel, base), members))
     return _CLASSES[name]
+
+
+def _init_mixing(mixing: Mixing, std: float) -> None:
+    """Numbers that a checkpoint is to replace."""
+    for name, parameter in mixing.named_parameters():
+        if name == "bias":
+            init.zeros_(parameter)
+        elif name == "weight":
+            init.ones_(parameter)
+        else:
+            init.normal_(parameter, std=std)
+    if isinstance(mixing, SelectionMixing):
+        index = torch.arange(mixing.index.numel()) % mixing.query_rank
+        init.copy_(mixing.index, index.view_as(mixing.index))
 
 
 def _config_class_of(model: type[PreTrainedModel]) -> type[PreTrainedConfig]:
@@ -152,18 +168,13 @@ def __getattr__(name: str) -> type[PreTrainedModel]:
     """Resolve `CollabBertModel` and the like, as `auto_map` and pickles name them."""
     host = name.removeprefix("Collab")
     if name.startswith("Collab"):
-        for module in _modules_of_hosts():
-            base = getattr(module, host, None)
-            if isinstance(base, type) and issubclass(base, PreTrainedModel):
-                return model_class(base)
+        # Parts of models, such as Dinov2Encoder, are not at the top.
+        if name in _CLASSES:
+            return _CLASSES[name]  # of a user's own model too
+        base = getattr(transformers, host, None) or find_host(host)
+        if isinstance(base, type) and issubclass(base, PreTrainedModel):
+            return model_class(base)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def _modules_of_hosts() -> Iterator[Any]:
-    """Where transformers' model classes are: parts of models, such as Dinov2Encoder, are not at the top."""
-    yield transformers
-    for model_type in dict.fromkeys(t for family in FAMILIES.values() for t in family.model_types):
-        yield importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
 
 
 def auto_map(model_type: str) -> dict[str, str]:
@@ -175,19 +186,36 @@ def auto_map(model_type: str) -> dict[str, str]:
     Returns:
         `AutoModelForMaskedLM` -> `modeling_collab.CollabBertForMaskedLM`, and so on.
     """
-    found = {}
-    for auto_name, auto_class in vars(modeling_auto).items():
-        names = getattr(getattr(auto_class, "_model_mapping", None), "_model_mapping", None)
-        if isinstance(auto_class, type) and names and model_type in names:
-            entry = names[model_type]
-            host = entry if isinstance(entry, str) else entry[0]
-            found[auto_name.lstrip("_")] = f"modeling_collab.Collab{host}"
-    return found
+    return {auto: f"modeling_collab.Collab{host}" for auto, host in heads_of(model_type).items()}
 
 
-def _forget_renaming(model: PreTrainedModel) -> None:
-    """Drop the weight renaming that was looked up for the host's class, when the host was built or loaded."""
-    vars(model)["_weight_conversions"] = None
+def adopt_configs_(model: PreTrainedModel, plans: Mapping[str, Mapping[str, Any]]) -> None:
+    """Give a converted model, and the models inside that have configs of their own, collaborative configs.
+
+    Args:
+        model: a transformers model whose layers are converted.
+        plans: by section and by the module's name relative to the base model. Each config gets those of the
+            modules in its own model, by names relative to that.
+    """
+    names = {relative_name(model, name): id(module) for name, module in model.named_modules()}
+    changed = {s: {names[n]: plan for n, plan in own.items() if n in names} for s, own in plans.items()}
+    seen: set[int] = set()
+    for inner in [m for m in model.modules() if isinstance(m, PreTrainedModel)]:
+        config = inner.config
+        inside = {id(module): relative_name(inner, name) for name, module in inner.named_modules()}
+        found = {s: {inside[i]: p for i, p in own.items() if i in inside} for s, own in changed.items()}
+        if inner is model:
+            found = {section: dict(own) for section, own in plans.items()}
+        is_ours = type(config).model_type.startswith("collab_")
+        if id(config) in seen or is_ours or not any(found.values()):
+            continue
+        seen.add(id(config))
+        base = type(config)
+        config.__class__ = config_class(base)
+        config.collab = write_plans(found)
+        config.auto_map = auto_map(base.model_type)
+        if configuration_collab.on_config is not None:
+            configuration_collab.on_config(base)
 
 
 def changed_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -13,8 +13,9 @@ from transformers import PreTrainedConfig
 
 from .configuration_collab import FORMAT
 from .conversion import convert_
+from .embeddings import EmbeddingPlan, token_embeddings
 from .errors import ConfigError
-from .families import attention_layers, feed_forward_layers
+from .families import all_attention_layers, feed_forward_layers
 from .plan import LayerPlan
 from .shrinking import FeedForwardPlan, HeadsPlan, ValuePlan
 
@@ -28,7 +29,10 @@ SECTIONS: dict[str, type[Any]] = {
     ValuePlan.section: ValuePlan,
     QUERY_KEY: LayerPlan,
     FeedForwardPlan.section: FeedForwardPlan,
+    EmbeddingPlan.section: EmbeddingPlan,
 }
+
+_KINDS = {FeedForwardPlan.section: "feed-forward", EmbeddingPlan.section: "token embedding"}
 
 
 def read_plans(config: PreTrainedConfig) -> Plans:
@@ -85,21 +89,23 @@ def apply_plans_(model: nn.Module, plans: Mapping[str, Mapping[str, Any]]) -> No
         ConfigError: a plan names no module of this model, or does not fit it.
     """
     around = dict(_held(model))
-    attention = {name: module for name, module, _ in attention_layers(model)}
+    attention = {name: module for name, module, _ in all_attention_layers(model)}
     modules = {
         **dict.fromkeys((HeadsPlan.section, ValuePlan.section, QUERY_KEY), attention),
         FeedForwardPlan.section: {name: module for name, module, _ in feed_forward_layers(model)},
+        EmbeddingPlan.section: token_embeddings(model),
     }
     for section in SECTIONS:
         for name, plan in plans.get(section, {}).items():
             if name not in modules[section]:
-                kind = "feed-forward" if section == FeedForwardPlan.section else "attention layer"
+                kind = _KINDS.get(section, "attention layer")
                 raise ConfigError(f"config.json has collab settings for {name}, which is no {kind} here")
             module = modules[section][name]
             if section == QUERY_KEY:
                 convert_(module, plan, name)
             else:
-                shrink_(module, around[module], plan, name)
+                # What is tied to an embedding may be anywhere in the model.
+                shrink_(module, model if section == EmbeddingPlan.section else around[module], plan, name)
 
 
 def shrink_(module: Any, around: nn.Module, plan: Any, name: str) -> None:

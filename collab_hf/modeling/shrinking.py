@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ConfigError, RankError
-from .families import FAMILIES, FEED_FORWARDS, submodule_at
+from .families import attention_row, feed_forward_row, slot_of, submodule_at
+from .slots import Slot, is_transposed
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,28 @@ class HeadsPlan(_Plan):
         """The fields, ready for config.json."""
         return {"kept": list(self.kept)}
 
+    def check(self, heads: int, where: str) -> None:
+        """Refuse heads that the layer doesn't have.
+
+        Args:
+            heads: number of heads of the dense layer.
+            where: its name, for the message.
+
+        Raises:
+            RankError: they are no rising numbers of heads, or none.
+        """
+        numbers = list(self.kept)
+        whole = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
+        if (
+            not whole
+            or not numbers
+            or numbers != sorted(set(numbers))
+            or not 0 <= numbers[0] <= numbers[-1] < heads
+        ):
+            raise RankError(
+                f"heads must be rising numbers from 0 to {heads - 1}, at least one, got {numbers} ({where})"
+            )
+
     def shrink_(self, module: Any, around: nn.Module, where: str) -> list[nn.Module]:
         """Leave rows and columns for the kept heads.
 
@@ -78,20 +101,17 @@ class HeadsPlan(_Plan):
         Raises:
             RankError: heads that the layer doesn't have, or none.
         """
-        family = FAMILIES[type(module).__name__]
-        heads = getattr(module, family.num_heads)
-        numbers = list(self.kept)
-        if not numbers or numbers != sorted(set(numbers)) or numbers[0] < 0 or numbers[-1] >= heads:
-            raise RankError(
-                f"heads must be rising numbers from 0 to {heads - 1}, at least one, got {numbers} ({where})"
-            )
-        width = len(self.kept) * getattr(module, family.head_dim)
-        projections = [getattr(module, name) for name in (family.query, family.key, family.value)]
+        family = attention_row(module)
+        self.check(family.heads(module), where)
+        width = len(self.kept) * family.width(module)
+        projections: list[Any] = [family.projection(module, role) for role in ("query", "key", "value")]
         for linear in projections:
             resize_(linear, rows=width)
         output = submodule_at(module, around, family.output)
         resize_(output, columns=width)
         setattr(module, family.num_heads, len(self.kept))
+        if family.all_heads is not None:
+            setattr(module, family.all_heads, width)
         module.collab_kept_heads = self.kept
         return [*projections, output]
 
@@ -108,6 +128,18 @@ class ValuePlan(_Plan):
 
     section: ClassVar[str] = "value_output"
 
+    def check(self, head_dim: int, where: str) -> None:
+        """Refuse a width that no head of the layer can have.
+
+        Args:
+            head_dim: width of a dense head.
+            where: the layer's name, for the message.
+
+        Raises:
+            RankError: it is no integer from 1 to head_dim.
+        """
+        check_width("value width", self.width, head_dim, where)
+
     def shrink_(self, module: Any, around: nn.Module, where: str) -> list[nn.Module]:
         """Leave rows and columns for narrower values.
 
@@ -122,10 +154,11 @@ class ValuePlan(_Plan):
         Raises:
             RankError: a width that no head of the layer can have.
         """
-        family = FAMILIES[type(module).__name__]
-        check_width("value width", self.width, getattr(module, family.head_dim), where)
-        width = getattr(module, family.num_heads) * self.width
-        value, output = getattr(module, family.value), submodule_at(module, around, family.output)
+        family = attention_row(module)
+        self.check(family.width(module), where)
+        width = family.heads(module) * self.width
+        value: Any = family.projection(module, "value")
+        output = submodule_at(module, around, family.output)
         resize_(value, rows=width)
         resize_(output, columns=width)
         return [value, output]
@@ -143,6 +176,18 @@ class FeedForwardPlan(_Plan):
 
     section: ClassVar[str] = "feed_forward"
 
+    def check(self, neurons: int, where: str) -> None:
+        """Refuse a width that the feed-forward can't have.
+
+        Args:
+            neurons: number of neurons of the dense one.
+            where: its name, for the message.
+
+        Raises:
+            RankError: it is no integer from 1 to that.
+        """
+        check_width("feed-forward width", self.width, neurons, where)
+
     def shrink_(self, module: Any, around: nn.Module, where: str) -> list[nn.Module]:
         """Leave rows and columns for the kept neurons.
 
@@ -157,14 +202,16 @@ class FeedForwardPlan(_Plan):
         Raises:
             RankError: a width that the feed-forward can't have.
         """
-        row = FEED_FORWARDS[type(module).__name__]
-        up = [module.get_submodule(path) for path in (row.up, row.gate) if path is not None]
-        down = module.get_submodule(row.down)
-        check_width("feed-forward width", self.width, down.in_features, where)
-        for linear in up:
-            resize_(linear, rows=self.width)
-        resize_(down, columns=self.width)
-        return [*up, down]
+        row = feed_forward_row(module)
+        # Gate and up may be halves of one projection.
+        slots = [slot_of(module, path) for path in (row.up, row.gate) if path is not None]
+        down = slot_of(module, row.down)
+        self.check(down.weight.shape[1], where)
+        up = {id(slot.module): slot for slot in slots}
+        for slot in up.values():
+            resize_(slot.module, rows=self.width * slot.parts)
+        resize_(down.module, columns=self.width)
+        return [*(slot.module for slot in up.values()), down.module]
 
 
 def check_width(name: str, value: Any, most: int, where: str) -> None:
@@ -189,20 +236,27 @@ def resize_(linear: Any, *, rows: int | None = None, columns: int | None = None)
     The module stays the object that it was, with its hooks, device, dtype and requires_grad.
 
     Args:
-        linear: an nn.Linear.
+        linear: an nn.Linear, or a Conv1D, whose weight is (inputs, outputs).
         rows: outputs; None for as many as it has.
         columns: inputs; None for as many as it has.
     """
     weight: Tensor = linear.weight
-    rows = linear.out_features if rows is None else rows
-    columns = linear.in_features if columns is None else columns
-    linear.weight = nn.Parameter(weight.new_empty(rows, columns), requires_grad=weight.requires_grad)
-    if linear.bias is not None:
+    transposed = is_transposed(linear)
+    old_rows, old_columns = weight.t().shape if transposed else weight.shape
+    rows, columns = rows or old_rows, columns or old_columns
+    shape = (columns, rows) if transposed else (rows, columns)
+    linear.weight = nn.Parameter(weight.new_empty(shape), requires_grad=weight.requires_grad)
+    if linear.bias is None and columns != old_columns:
+        # What it no longer reads had a mean, which the refitted layer adds.
+        linear.bias = nn.Parameter(weight.new_zeros(rows), requires_grad=weight.requires_grad)
+    elif linear.bias is not None:
         linear.bias = nn.Parameter(
-            weight.new_empty(rows) if rows != linear.out_features else linear.bias.detach().clone(),
+            weight.new_empty(rows) if rows != old_rows else linear.bias.detach().clone(),
             requires_grad=linear.bias.requires_grad,
         )
-    linear.out_features, linear.in_features = rows, columns
+    names = ("nf", "nx") if transposed else ("out_features", "in_features")
+    for name, size in zip(names, (rows, columns), strict=True):
+        setattr(linear, name, size)
 
 
 @torch.no_grad()
@@ -210,13 +264,15 @@ def fill_(linear: Any, weight: Tensor, bias: Tensor | None) -> None:
     """Put numbers into a linear layer that was resized.
 
     Args:
-        linear: an nn.Linear.
+        linear: an nn.Linear or Conv1D, or a `Slot` of one.
         weight: (out_features, in_features), any floating dtype.
         bias: (out_features,), or None to leave the bias as it is; a layer without one gets one.
     """
-    linear.weight.copy_(weight)
+    slot = linear if isinstance(linear, Slot) else Slot(linear)
+    slot.weight.copy_(weight)
     if bias is None:
         return
-    if linear.bias is None:
-        linear.bias = nn.Parameter(linear.weight.new_empty(len(bias)), linear.weight.requires_grad)
-    linear.bias.copy_(bias)
+    if slot.bias is not None:
+        slot.bias.copy_(bias)
+        return
+    linear.bias = nn.Parameter(bias.detach().to(linear.weight), linear.weight.requires_grad)

@@ -45,15 +45,19 @@ class Trial(Protocol):
     def options(self) -> tuple[Option, ...]:
         """Forms worth a thought, the dense one included."""
 
-    def solve(self, option: Option) -> Any:
+    def solve(self, plan: Any) -> Any:
         """A solution good enough to measure: quicker than the final one, and one that `replaced` takes.
 
         Args:
-            option: one of the options that is not dense.
+            plan: that of one of the options, not the dense one's.
 
         Returns:
             The solution, with its `relative_error`.
         """
+
+
+class LayerwiseTrial(Trial, Protocol):
+    """A trial of a part whose solvers go further than the errors of its options say."""
 
     def solved_options(self, solved: Sequence[tuple[float, Option, float]]) -> tuple[Option, ...]:
         """The options with the errors that solving brings them to, after some were solved.
@@ -116,6 +120,68 @@ class Part(ABC):
         """
 
     @abstractmethod
+    def trial(self, site: Any, config: CollabConfig, statistics: Any) -> Trial:
+        """A site, ready to be solved in several forms.
+
+        Args:
+            site: one of `sites`.
+            config: the site's settings.
+            statistics: what calibration found for it, or None.
+
+        Returns:
+            Its options, and the means to solve them.
+
+        Raises:
+            DecompositionError: weights or statistics that are not finite.
+        """
+
+    @abstractmethod
+    def replaced(
+        self, sites: Mapping[str, Any], solutions: Mapping[str, Any]
+    ) -> AbstractContextManager[None]:
+        """Let dense sites compute what solutions give inside the with block; nothing is converted.
+
+        Args:
+            sites: of the model.
+            solutions: for some of them, such as a trial gives.
+
+        Returns:
+            The context.
+        """
+
+    @abstractmethod
+    def install_(self, site: Any, solution: Any) -> None:
+        """Put a solution into a site, in place.
+
+        Args:
+            site: one of `sites`.
+            solution: its new weights.
+        """
+
+    @abstractmethod
+    def converted(self, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        """The modules of a model that this part has made smaller, by name."""
+
+    @abstractmethod
+    def trained(self, module: nn.Module) -> Iterable[nn.Parameter]:
+        """What recovery trains of such a module.
+
+        Args:
+            module: one of `converted`.
+
+        Returns:
+            Its new parameters.
+        """
+
+
+class LayerwisePart(Part):
+    """A part whose forms settings name layer by layer, and whose solutions are fitted to each layer alone."""
+
+    @abstractmethod
+    def trial(self, site: Any, config: CollabConfig, statistics: Any) -> LayerwiseTrial:
+        """As for any part, with a trial that knows what its solvers gain."""
+
+    @abstractmethod
     def candidates(self, config: CollabConfig, shape: Any, name: str) -> list[Any]:
         """The forms that a site may get where the planner has no say.
 
@@ -160,45 +226,6 @@ class Part(ABC):
         """
 
     @abstractmethod
-    def trial(self, site: Any, config: CollabConfig, statistics: Any) -> Trial:
-        """A site, ready to be solved in several forms.
-
-        Args:
-            site: one of `sites`.
-            config: the site's settings.
-            statistics: what calibration found for it, or None.
-
-        Returns:
-            Its options, and the means to solve them.
-
-        Raises:
-            DecompositionError: weights or statistics that are not finite.
-        """
-
-    @abstractmethod
-    def replaced(
-        self, sites: Mapping[str, Any], solutions: Mapping[str, Any]
-    ) -> AbstractContextManager[None]:
-        """Let dense sites compute what solutions give inside the with block; nothing is converted.
-
-        Args:
-            sites: of the model.
-            solutions: for some of them, such as a trial gives.
-
-        Returns:
-            The context.
-        """
-
-    @abstractmethod
-    def install_(self, site: Any, solution: Any) -> None:
-        """Put a solution into a site, in place.
-
-        Args:
-            site: one of `sites`.
-            solution: its new weights.
-        """
-
-    @abstractmethod
     def read(self, module: nn.Module, solution: Any) -> Any:
         """What `install_` put into a module, as it is after training.
 
@@ -208,19 +235,4 @@ class Part(ABC):
 
         Returns:
             A solution with the module's weights.
-        """
-
-    @abstractmethod
-    def converted(self, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-        """The modules of a model that this part has made smaller, by name."""
-
-    @abstractmethod
-    def trained(self, module: nn.Module) -> Iterable[nn.Parameter]:
-        """What recovery trains of such a module.
-
-        Args:
-            module: one of `converted`.
-
-        Returns:
-            Its new parameters.
         """

@@ -6,17 +6,18 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import DecompositionError
 from ..host.rollback import undone
-from ..modeling.families import relative_name
+from ..modeling.families import Slot, relative_name
 from ..modeling.plans import shrink_
 from ..modeling.shrinking import fill_
 from ..tensors.moments import Moments
+from .part import Part
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,14 +35,8 @@ class Shrunk:
     relative_error: float
 
 
-class ShrinkingPart:
-    """Base of parts whose solutions are `Shrunk`.
-
-    Attributes:
-        name: as `--parts` and config.json name it.
-    """
-
-    name: ClassVar[str]
+class ShrinkingPart(Part):
+    """Base of parts whose solutions are `Shrunk`."""
 
     @abstractmethod
     def output(self, site: Any) -> nn.Linear:
@@ -90,7 +85,7 @@ def factors_of(linear: Any, name: str) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a linear layer in float64.
 
     Args:
-        linear: an nn.Linear.
+        linear: an nn.Linear or Conv1D, or a `Slot` of one.
         name: of its site, for the message.
 
     Returns:
@@ -99,8 +94,9 @@ def factors_of(linear: Any, name: str) -> tuple[Tensor, Tensor | None]:
     Raises:
         DecompositionError: weights that are not finite.
     """
-    weight = linear.weight.detach().double()
-    bias = None if linear.bias is None else linear.bias.detach().double()
+    slot = linear if isinstance(linear, Slot) else Slot(linear)
+    weight = slot.weight.detach().double()
+    bias = None if slot.bias is None else slot.bias.detach().double()
     if not all(bool(torch.isfinite(t).all()) for t in (weight, *([] if bias is None else [bias]))):
         raise DecompositionError(f"the weights of {name} are not finite")
     return weight, bias
@@ -110,14 +106,15 @@ def rows_of(linear: Any, kept: Tensor) -> tuple[Tensor, Tensor | None]:
     """Some outputs of a linear layer.
 
     Args:
-        linear: an nn.Linear.
+        linear: an nn.Linear or Conv1D, or a `Slot` of one.
         kept: indices of the outputs.
 
     Returns:
         Weight and bias of those outputs.
     """
-    kept = kept.to(linear.weight.device)
-    return linear.weight.detach()[kept], None if linear.bias is None else linear.bias.detach()[kept]
+    slot = linear if isinstance(linear, Slot) else Slot(linear)
+    kept = kept.to(slot.weight.device)
+    return slot.weight.detach()[kept], None if slot.bias is None else slot.bias.detach()[kept]
 
 
 def moments_of(moments: Moments, columns: Tensor) -> Moments:

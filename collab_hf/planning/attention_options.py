@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ..modeling.plan import LayerPlan
+from ..modeling.plans import QUERY_KEY as LAYERS
 from ..modeling.shapes import AttentionShape
 from ..modeling.shrinking import HeadsPlan, ValuePlan
 from ..parts.part import Option
@@ -34,9 +35,29 @@ class AttentionForm:
     values: ValuePlan | None = None
     query_key: LayerPlan | None = None
 
+    # Where config.json keeps the three.
+    sections: ClassVar[tuple[str, str, str]] = (HeadsPlan.section, ValuePlan.section, LAYERS)
+
     def shape(self, dense: AttentionShape) -> AttentionShape:
         """Sizes of the layer once heads are gone."""
         return dense if self.heads is None else with_heads(dense, len(self.heads.kept))
+
+    def check(self, dense: AttentionShape, where: str) -> None:
+        """Refuse sizes that the layer can't have.
+
+        Args:
+            dense: sizes of the dense layer.
+            where: its name, for the message.
+
+        Raises:
+            RankError: it can't have them.
+        """
+        if self.heads is not None:
+            self.heads.check(dense.num_heads, where)
+        if self.values is not None:
+            self.values.check(dense.head_dim, where)
+        if self.query_key is not None:
+            self.query_key.check(self.shape(dense), where)
 
     def operations(self, dense: AttentionShape, length: int) -> int:
         """Floating-point operations of the layer for one sequence, two for each multiply-add."""

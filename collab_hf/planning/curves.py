@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ..calibration.held_out import Batch
 from ..config import CollabConfig
-from ..parts.part import Option, Part, Trial
+from ..parts.part import LayerwisePart, Option, Trial
 from ..recovery.reconstruction import Piece, reconstruct_layer, recorded
 from .divergence import Divergence
 from .knapsack import Array
@@ -78,7 +78,7 @@ class Curve:
 
 
 def predicted_curves(
-    part: Part,
+    part: LayerwisePart,
     sites: Mapping[str, Any],
     settings: Mapping[str, CollabConfig],
     statistics: Mapping[str, Any] | None,
@@ -104,13 +104,13 @@ def predicted_curves(
     return curves
 
 
-def _curve(part: Part, site: Any, trial: Trial) -> Curve:
+def _curve(part: LayerwisePart, site: Any, trial: Trial) -> Curve:
     return Curve(site.name, site.shape, part.parameters(None, site.shape), trial.options)
 
 
 def measured_curves(
     model: PreTrainedModel,
-    part: Part,
+    part: LayerwisePart,
     sites: Mapping[str, Any],
     settings: Mapping[str, CollabConfig],
     statistics: Mapping[str, Any],
@@ -145,7 +145,7 @@ def measured_curves(
             knots: list[tuple[float, float]] = []
             solved: list[tuple[float, Option, float]] = []
             for share, option in _measured_options(curve).items():
-                solution = trial.solve(option)
+                solution = trial.solve(option.plan)
                 solved.append((share * curve.dense_parameters, option, solution.relative_error))
                 if pieces:
                     steps = min(_TRIAL_STEPS, settings[name].reconstruct_steps)

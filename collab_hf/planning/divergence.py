@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,15 +10,17 @@ from transformers import PreTrainedModel
 
 from ..calibration.held_out import Batch
 from ..errors import CalibrationError
-from ..host.inputs import evaluating, views
+from ..host.inputs import evaluating, move, views
+from ..host.states import last_hidden_states
 
 
 class Divergence:
     """Compares a model with itself, changed, on the same inputs.
 
-    The measure is the mean of three relative squared errors of the base model's last hidden states: over all
-    tokens, of the first token, and of the mean token. A head reads one of the three. Half of it is about one
-    minus the cosine of the embeddings.
+    The measure is the mean of three relative squared errors of the base model's last hidden states (of the
+    decoder's, or of each tower's, where the base model gives none): over all tokens, of the first token, and
+    of the mean token. A head reads one of the three. Half of it is about one minus the cosine of the
+    embeddings.
 
     Args:
         model: a transformers model; it runs in eval mode and is left as it was found.
@@ -34,13 +35,14 @@ class Divergence:
             raise CalibrationError("calibration data held no batch")
         self._model = model
         self._batches = batches
-        self._reference = [views(*self._run(batch)) for batch in batches]
+        self._reference = [self._run(batch) for batch in batches]
 
     def measure(self) -> float:
         """Divergence of the model, as it is now, from what it was: 0 where nothing changed."""
-        errors, norms = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+        count = len(self._reference[0])
+        errors, norms = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
         for batch, reference in zip(self._batches, self._reference, strict=True):
-            for i, (new, old) in enumerate(zip(views(*self._run(batch)), reference, strict=True)):
+            for i, (new, old) in enumerate(zip(self._run(batch), reference, strict=True)):
                 errors[i] += (new - old).square().sum().double().cpu()
                 norms[i] += old.square().sum().double().cpu()
         return float((errors / norms.clamp_min(torch.finfo(torch.float64).tiny)).mean())
@@ -61,23 +63,11 @@ class Divergence:
         found._model = model
         return found.measure()
 
-    def _run(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Last hidden states (B, T, D), and the mask of real tokens (B, T) where the inputs have one."""
-        base = self._model.base_model
-        seen: list[Any] = []
-        hook = base.register_forward_hook(lambda _module, _args, output: seen.append(output))
+    def _run(self, batch: Batch) -> list[Tensor]:
+        """The three views of the last hidden states; of a model with two towers, those of each."""
         device, dtype = self._model.device, self._model.dtype
-        inputs = {
-            k: v.to(device, dtype if v.is_floating_point() else v.dtype) if isinstance(v, Tensor) else v
-            for k, v in batch.items()
-        }
-        try:
-            with evaluating(self._model), torch.no_grad():
-                self._model(**inputs)
-        finally:
-            hook.remove()
-        hidden = getattr(seen[-1], "last_hidden_state", None) if seen else None
-        if hidden is None:
-            raise CalibrationError(f"{type(base).__name__} gives no hidden states to compare")
-        mask = inputs.get("attention_mask")
-        return hidden, mask if isinstance(mask, Tensor) and mask.shape == hidden.shape[:2] else None
+        with evaluating(self._model), torch.no_grad():
+            states = last_hidden_states(self._model, move(batch, device, dtype))
+        if not states:
+            raise CalibrationError(f"{type(self._model).__name__} gives no hidden states to compare")
+        return [view for hidden, mask in states for view in views(hidden, mask)]

@@ -12,7 +12,7 @@ from ..calibration.held_out import Batch, split_batches
 from ..calibration.statistics import collect_statistics
 from ..config import CollabConfig
 from ..errors import ConfigError
-from ..parts.part import Option, Part
+from ..parts.part import LayerwisePart, Option
 from ..tensors.moments import LayerStatistics
 from . import cache
 from .curves import Curve, measured_curves, predicted_curves
@@ -100,7 +100,7 @@ def planned_layers(config: CollabConfig, names: Iterable[str]) -> dict[str, Coll
 
 def plan_model(
     model: PreTrainedModel,
-    part: Part,
+    part: LayerwisePart,
     sites: Mapping[str, Any],
     config: CollabConfig,
     calibration: Iterable[Batch] | Mapping[str, LayerStatistics] | None,
@@ -158,7 +158,7 @@ def plan_model(
 
 
 def _given(
-    part: Part, sites: Mapping[str, Any], settings: Mapping[str, CollabConfig], config: CollabConfig
+    part: LayerwisePart, sites: Mapping[str, Any], settings: Mapping[str, CollabConfig], config: CollabConfig
 ) -> list[Curve]:
     """Layers that the user has settled, with no choice left: they count towards the targets."""
     found = []
@@ -173,7 +173,7 @@ def _given(
     return found
 
 
-def largest(part: Part, config: CollabConfig, site: Any) -> Option:
+def largest(part: LayerwisePart, config: CollabConfig, site: Any) -> Option:
     """The largest form that settings may give a site whose form the planner does not choose.
 
     Args:
@@ -192,7 +192,7 @@ def largest(part: Part, config: CollabConfig, site: Any) -> Option:
 
 def _measure(
     model: PreTrainedModel,
-    part: Part,
+    part: LayerwisePart,
     sites: Mapping[str, Any],
     settings: Mapping[str, CollabConfig],
     split: tuple[Sequence[Batch], Sequence[Batch]],
@@ -207,7 +207,7 @@ def _measure(
     return curves, statistics
 
 
-def _resolved(part: Part, config: CollabConfig, options: Mapping[str, Option]) -> CollabConfig:
+def _resolved(part: LayerwisePart, config: CollabConfig, options: Mapping[str, Option]) -> CollabConfig:
     """The settings with the planned layers' forms written out, after the user's own patterns."""
     forms = {name: part.settings(option.plan) for name, option in options.items()}
     return replace(

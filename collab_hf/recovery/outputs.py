@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import RecoveryError
+from ..host.inputs import pool, usual_pooling
 from .config import LossWeights, Pooling
 
 # Outputs that hold one tensor per layer, and the input that says which of their tokens are padding.
@@ -42,7 +43,7 @@ class Wanted:
     def by(cls, weights: LossWeights, pooling: Pooling, config: Any) -> Wanted:
         """What a loss with these weights needs."""
         if pooling == "auto":
-            pooling = "cls" if hasattr(config, "image_size") and not hasattr(config, "vocab_size") else "mean"
+            pooling = usual_pooling(config)
         embeddings = pooling != "none" and bool(weights.embedding or weights.similarity)
         return cls(
             hidden=weights.hidden > 0,
@@ -107,7 +108,8 @@ def run(model: PreTrainedModel, batch: Mapping[str, Any], wanted: Wanted) -> Out
         mask = _mask(logits, batch, _MASK_OF["decoder_" if model.config.is_encoder_decoder else ""])
     elif wanted.embeddings and isinstance(last, Tensor):
         name = _MASK_OF["decoder_" if model.config.is_encoder_decoder else ""]
-        embeddings = _pool(last, _mask(last, batch, name), wanted.pooling)
+        pooled = pool(last.float(), _mask(last, batch, name), wanted.pooling)
+        embeddings = F.normalize(pooled, dim=-1)
     outputs = Outputs(
         tuple(h for h, _ in hidden if wanted.hidden),
         tuple(_mask(h, batch, m) for h, m in hidden if wanted.hidden),
@@ -137,18 +139,6 @@ def _mask(states: Tensor, batch: Mapping[str, Any], name: str) -> Tensor | None:
     if isinstance(mask, Tensor) and states.dim() > 2 and mask.shape == states.shape[:2]:
         return mask != 0
     return None
-
-
-def _pool(states: Tensor, mask: Tensor | None, pooling: Literal["mean", "cls"]) -> Tensor:
-    states = states.float()
-    if pooling == "cls":
-        pooled = states[:, 0]
-    elif mask is None:
-        pooled = states.mean(1)
-    else:
-        chosen = mask.unsqueeze(-1).to(states.dtype)
-        pooled = (states * chosen).sum(1) / chosen.sum(1).clamp_min(1)
-    return F.normalize(pooled, dim=-1)
 
 
 def real_rows(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..host.watch import LayerCall, watch_layers
-from ..parts.part import Part
+from ..parts.part import LayerwisePart
 
 # Tokens of one step, and of all examples: 1,000 short sentences or 64 images of 224 pixels fill the latter.
 _STEP_TOKENS = 2048
@@ -38,7 +38,7 @@ _RATES = (0.02, 0.005, 0.00125)
 _SPREAD = 0.6180339887
 
 # What only the model's own run may touch.
-_CACHES = ("past_key_values", "use_cache", "cache_position")
+_CACHES = ("past_key_values", "layer_past", "use_cache", "cache_position")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Piece:
 
 def reconstruct(
     model: nn.Module,
-    part: Part,
+    part: LayerwisePart,
     sites: Mapping[str, Any],
     solutions: Mapping[str, Any],
     batches: Sequence[Mapping[str, Any]],
@@ -140,7 +140,7 @@ def recorded(
 
 def _next_group(names: list[str], layers: Mapping[str, nn.Module]) -> tuple[list[str], list[str]]:
     """As many of the first layers as the cache holds, and the others."""
-    largest = max(m.in_features for m in layers[names[0]].modules() if isinstance(m, nn.Linear))
+    largest = max(max(p.shape) for p in layers[names[0]].parameters() if p.dim() == 2)
     width = 2 * largest  # inputs and outputs
     count = max(1, _CACHE_BYTES // (4 * width * _MOST_TOKENS))
     return names[:count], names[count:]
@@ -194,7 +194,7 @@ def _split(call: LayerCall, most: int, step_tokens: int) -> Iterator[Piece]:
 
 
 def reconstruct_layer(
-    part: Part, site: Any, solution: Any, pieces: Sequence[Piece], *, steps: int, seed: int = 0
+    part: LayerwisePart, site: Any, solution: Any, pieces: Sequence[Piece], *, steps: int, seed: int = 0
 ) -> Reconstruction:
     """Train what a part puts into one layer on the layer's recorded inputs and outputs.
 

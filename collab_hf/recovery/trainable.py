@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from ..errors import FamilyError
 from ..host.blocks import blocks
+from ..modeling import host_internals
 from ..parts.registry import PARTS
 from .config import Trainable
 
@@ -88,7 +89,7 @@ def attention_backend(models: list[PreTrainedModel], *, eager: bool) -> Iterator
     if not eager:
         yield
         return
-    before = [model.config._attn_implementation for model in models]
+    before = [host_internals.attention_backend(model.config) for model in models]
     try:
         for model in models:
             model.set_attn_implementation("eager")

@@ -2,72 +2,58 @@
 
 from __future__ import annotations
 
-from collections import UserDict
-from functools import cache
-from types import ModuleType
+from threading import RLock
 from typing import Any
 
 from transformers import PreTrainedConfig
 
 from ..modeling import configuration_collab
 from ..modeling.families import FAMILIES
-from .after_import import after_import
+from ..modeling.host_internals import derive_configs, own_heads_of
 from .peft_targets import extend_peft
 
 _PREFIX = "collab_"
+_registering = RLock()
 _registered: set[type[PreTrainedConfig]] = set()
 
 
-@cache
 def register() -> None:
-    """Register every family's config; its models follow when such a config is first met.
+    """Register a config for every host; its models follow when such a config is first met.
 
-    AutoConfig is not imported for it, which would take most of the time of `import collab_hf`.
+    Hosts' files are not imported for it: those of all families would take seconds.
     """
     configuration_collab.on_config = _register_models
+    configuration_collab.on_to_dict = _extend_peft
     configuration_collab.on_push = _push_model
-    after_import("transformers.models.auto.configuration_auto", _register_configs)
-    extend_peft({t: [family.query, family.value] for family in FAMILIES.values() for t in family.model_types})
-
-
-class _RegisteredConfigs(UserDict[str, Any]):
-    """What `AutoConfig.register` was given, by model type; None stands for ours until it is looked up.
-
-    AutoConfig is often imported in the middle of a host's files, which can't be asked for their classes then.
-    """
-
-    def __init__(self, hosts: Any, registered: Any) -> None:
-        self._hosts = hosts
-        super().__init__(registered)
-        for family in FAMILIES.values():
-            self.data.update({_PREFIX + model_type: None for model_type in family.model_types})
-
-    def __getitem__(self, model_type: str) -> Any:
-        if self.data[model_type] is None:
-            host = self._hosts[model_type.removeprefix(_PREFIX)]
-            self.data[model_type] = configuration_collab.config_class(host)
-        return self.data[model_type]
-
-
-def _register_configs(auto: ModuleType) -> None:
-    hosts = auto.CONFIG_MAPPING
-    hosts._extra_content = _RegisteredConfigs(hosts, hosts._extra_content)
+    derive_configs(_PREFIX, configuration_collab.config_class)
 
 
 def _register_models(base: type[PreTrainedConfig]) -> None:
     """Register the collaborative classes of one family, which imports its modeling file."""
     if base in _registered:
         return
-    _registered.add(base)
-    from transformers.models.auto import modeling_auto
+    # Threads that load their first models at once wait for the one that registers them.
+    with _registering:
+        if base in _registered:
+            return
+        from transformers.models.auto import modeling_auto
 
-    from ..modeling import modeling_collab
+        from ..modeling import modeling_collab
 
-    config = configuration_collab.config_class(base)
-    for auto_name, reference in modeling_collab.auto_map(base.model_type).items():
-        auto_class = getattr(modeling_auto, auto_name, None) or getattr(modeling_auto, f"_{auto_name}")
-        model = getattr(modeling_collab, reference.rpartition(".")[2])
-        auto_class.register(config, model, exist_ok=True)
+        config = configuration_collab.config_class(base)
+        for auto_name, reference in modeling_collab.auto_map(base.model_type).items():
+            model = getattr(modeling_collab, reference.rpartition(".")[2])
+            getattr(modeling_auto, auto_name).register(config, model, exist_ok=True)
+        for auto_name, own in own_heads_of(base).items():
+            getattr(modeling_auto, auto_name).register(
+                config, modeling_collab.model_class(own), exist_ok=True
+            )
+        _registered.add(base)
+
+
+def _extend_peft() -> None:
+    known = {t: family for family in FAMILIES.values() for t in family.model_types if not family.is_fused}
+    extend_peft({t: [family.query, family.value] for t, family in known.items()})
 
 
 def _push_model(*args: Any, **kwargs: Any) -> str:

@@ -2,6 +2,14 @@
 
 from .compress import compress_
 from .dense import to_dense_
+from .pipeline import CompressedCheckpoint, compress_checkpoint
 from .report import CompressionReport, LayerReport
 
-__all__ = ["CompressionReport", "LayerReport", "compress_", "to_dense_"]
+__all__ = [
+    "CompressedCheckpoint",
+    "CompressionReport",
+    "LayerReport",
+    "compress_",
+    "compress_checkpoint",
+    "to_dense_",
+]

@@ -17,8 +17,9 @@ from ..errors import ConfigError
 from ..host.adoption import adopt_
 from ..host.rollback import undone_on_error
 from ..host.sites import AttentionSites
+from ..modeling.kinds import check_kinds
 from ..modeling.plans import QUERY_KEY
-from ..parts.part import Part
+from ..parts.part import LayerwisePart
 from ..parts.registry import PARTS
 from ..planning import Divergence, plan_model, planned_layers
 from ..recovery.reconstruction import Reconstruction, reconstruct
@@ -97,7 +98,7 @@ class _Prepared:
 
 def _prepare(
     model: PreTrainedModel,
-    part: Part,
+    part: LayerwisePart,
     sites: AttentionSites,
     config: CollabConfig,
     calibration: Iterable[Mapping[str, Any]] | Mapping[str, LayerStatistics] | None,
@@ -119,7 +120,7 @@ def _prepare(
 
 def _reconstruct(
     model: PreTrainedModel,
-    part: Part,
+    part: LayerwisePart,
     sites: AttentionSites,
     factors: Mapping[str, SharedFactors],
     batches: Sequence[Mapping[str, Any]],
@@ -143,7 +144,7 @@ def _reconstruct(
 
 
 def _candidates(
-    part: Part, sites: AttentionSites, config: CollabConfig
+    part: LayerwisePart, sites: AttentionSites, config: CollabConfig
 ) -> tuple[dict[str, CollabConfig], dict[str, list[Any]]]:
     """Settings of the layers that are not dense, and the forms of those that the planner leaves alone."""
     unmatched = [p for p in config.layers if not any(fnmatchcase(name, p) for name in sites)]
@@ -151,6 +152,7 @@ def _candidates(
         raise ConfigError(
             f"layers has settings for {unmatched[0]!r}, which matches none of {', '.join(sites)}"
         )
+    check_kinds(sites, config.attention)
     config.check_goals(sites)
     chosen = {name: settings for name in sites if (settings := config.for_layer(name)) is not None}
     open_to_plan = planned_layers(config, sites)

@@ -231,14 +231,16 @@ def states_beside(output: Path) -> Path:
     return output.parent / f".{output.name}.recovery"
 
 
-def write_recovery(directory: Path, report: RecoveryReport) -> None:
+def write_recovery(directory: Path, report: RecoveryReport, data: Any = None) -> None:
     """Put the report of a recovery into a checkpoint.
 
     Args:
         directory: of the checkpoint.
         report: what recovery did.
+        data: what it read; a name is kept, without the local path that leads to it.
     """
-    text = json.dumps(report.to_dict(), indent=2, allow_nan=False)
+    named = {"data": public_name(data)} if isinstance(data, str) else {}
+    text = json.dumps({**named, **report.to_dict()}, indent=2, allow_nan=False)
     (directory / RECOVERY_FILE).write_text(text + "\n", encoding="utf-8")
 
 

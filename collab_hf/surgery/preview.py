@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from ..config import CollabConfig
 from ..host.sites import AttentionSite
+from ..modeling.kinds import check_kinds
 from ..parts.part import Option
 from ..parts.registry import PARTS, QUERY_KEY
 from ..planning import ModelPlan, plan_model, planned_layers
@@ -103,6 +104,7 @@ def preview(
     """
     part = PARTS["query_key"]
     sites = part.sites(model)
+    check_kinds(sites, config.attention)
     config.check_goals(sites)
     open_to_plan = planned_layers(config, sites)
     planned = plan_model(model, part, sites, config, calibration, progress=progress) if open_to_plan else None

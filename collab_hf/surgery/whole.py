@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from ..calibration.held_out import Batch, split_batches
@@ -19,29 +17,23 @@ from ..host.adoption import adopt_
 from ..host.blocks import blocks
 from ..host.rollback import undone_on_error
 from ..host.sites import AttentionSite
-from ..measure.bench import Case, compare_calls, forward_call, image_length
-from ..modeling.modeling_collab import changed_modules
-from ..modeling.plans import SECTIONS, Plans, apply_plans_
+from ..measure.bench import image_length
+from ..modeling.plans import SECTIONS, Plans
 from ..parts.heads.removal import columns_of
 from ..parts.query_key.methods import METHODS
-from ..parts.registry import FEED_FORWARDS, HEADS, QUERY_KEY, VALUES
+from ..parts.registry import HEADS, QUERY_KEY, VALUES
 from ..parts.shrunk import moments_of
 from ..planning import Divergence
 from ..planning.attention_options import AttentionForm
-from ..planning.whole import Measured, WholePlan, choose_whole, dense_sizes, given_plan, measure_parts
+from ..planning.measured import Measured, measure_parts
+from ..planning.whole import choose_whole, dense_sizes, given_plan
+from ..planning.whole_plan import WholePlan
 from ..recovery.blocks import BlockReport, reconstruct_blocks_
 from .report import CompressionReport, LayerReport, WholeReport
+from .speed import Chosen, at_speed, speedup, subsets
 
 # Gradient steps for each block, in the place of those for each layer's queries and keys.
 BLOCK_STEPS = 60
-
-# Parts that the hosts' own kernels serve: on short inputs their forms can be faster at more operations.
-_STOCK = ("heads", "feed_forward", "embeddings")
-
-# Looks for the share of the operations that gives a speed: by the secant rule, until within this of it.
-_SPEED_STEPS = 5
-_SPEED_SLACK = 0.02
-_TIMED_SECONDS = 2.0
 
 
 def compress_whole_(
@@ -82,7 +74,7 @@ def compress_whole_(
         plans = build_(model, measured, chosen.plan, config)
         reports = _reconstruct_(model, original, seen, config, progress)
         loss = Divergence.between(model, original, held)
-        speed = None if config.speedup is None else _speedup(original, model, config)
+        speed = None if config.speedup is None else speedup(original, model, config)
     whole = WholeReport(
         plans,
         config.length,
@@ -115,24 +107,16 @@ def _reconstruct_(
     return tuple(reconstruct_blocks_(model, original, mine, known, batches, **settings))
 
 
-@dataclass(frozen=True)
-class _Chosen:
-    plan: WholePlan
-    speedup: float | None = None
-
-
-def _choose(
-    model: PreTrainedModel, measured: Measured, parts: Sequence[str], config: CollabConfig
-) -> _Chosen:
+def _choose(model: PreTrainedModel, measured: Measured, parts: Sequence[str], config: CollabConfig) -> Chosen:
     """The plan that meets the target with the least loss."""
     length = image_length(model) or config.length
     if config.plans:
-        return _Chosen(given_plan(measured, _read_plans(config.plans), length))
+        return Chosen(given_plan(measured, _read_plans(config.plans), length))
     operations, parameters = dense_sizes(measured, length)
     if config.flops is not None:
-        return _Chosen(choose_whole(measured, length, operations=config.flops * operations))
+        return Chosen(choose_whole(measured, length, operations=config.flops * operations))
     if config.speedup is not None:
-        tries = [_at_speed(model, measured.only(p), config, length) for p in _subsets(parts)]
+        tries = [at_speed(model, measured.only(p), config, length) for p in subsets(parts)]
         fitting = [found for found in tries if found is not None]
         if not fitting:
             raise ConfigError(f"no choice of forms is {config.speedup:g} times as fast on this machine")
@@ -143,91 +127,11 @@ def _choose(
         itemsize = max(p.element_size() for p in model.parameters())
         most = read_size(config.size) / itemsize * (1 - _HEADER)
     room = most - (total - parameters)
-    return _Chosen(choose_whole(measured, length, parameters=room))
+    return Chosen(choose_whole(measured, length, parameters=room))
 
 
 # Share of a file of weights that is not weights: names and shapes.
 _HEADER = 0.005
-
-
-def _subsets(parts: Sequence[str]) -> list[tuple[str, ...]]:
-    stock = tuple(part for part in parts if part in _STOCK)
-    return [tuple(parts)] if stock in ((), tuple(parts)) else [tuple(parts), stock]
-
-
-def _at_speed(
-    model: PreTrainedModel, measured: Measured, config: CollabConfig, length: int
-) -> _Chosen | None:
-    """The plan of least loss that is as fast as asked for, by timing models of the planned sizes."""
-    dense, _ = dense_sizes(measured, length)
-    wanted = 1 / float(config.speedup or 1.0)
-    share, points = wanted, [(1.0, 1.0)]
-    best: _Chosen | None = None
-    for _ in range(_SPEED_STEPS):
-        try:
-            plan = choose_whole(measured, length, operations=share * dense)
-        except ConfigError:
-            break
-        time = 1 / _speedup(model, sized(model, plan.plans()), config)
-        points.append((plan.operations / dense, time))
-        if time <= wanted and (best is None or plan.predicted_loss < best.plan.predicted_loss):
-            best = _Chosen(plan, 1 / time)
-        if wanted * (1 - _SPEED_SLACK) <= time <= wanted:
-            break
-        (x0, y0), (x1, y1) = sorted(points, key=lambda point: abs(point[1] - wanted))[:2]
-        slope = (y1 - y0) / (x1 - x0) if x1 != x0 else 1.0
-        aim = wanted * (1 - _SPEED_SLACK / 2)
-        share = float(np.clip(x0 + (aim - y0) / max(slope, 0.1), share / 2, min(1.0, 1.5 * share)))
-    return best
-
-
-@torch.no_grad()
-def sized(model: PreTrainedModel, plans: Plans) -> PreTrainedModel:
-    """A model of the planned sizes with numbers of no meaning, to be timed.
-
-    Args:
-        model: the dense model; left as it is.
-        plans: forms by section and site.
-
-    Returns:
-        A copy.
-    """
-    made = copy.deepcopy(model)
-    apply_plans_(made, with_copies(plans, made))
-    for _, module in changed_modules(made):
-        for parameter in module.parameters():
-            nn.init.normal_(parameter, std=0.02)
-    return made
-
-
-def with_copies(plans: Plans, model: nn.Module) -> Plans:
-    """Plans with the form `copy` for queries and keys where values alone are narrower.
-
-    Hosts have values as wide as a head; our attention takes any.
-
-    Args:
-        plans: forms by section and site.
-        model: the dense model.
-
-    Returns:
-        The plans.
-    """
-    found = {**plans, "layers": dict(plans.get("layers", {}))}
-    sites = QUERY_KEY.sites(model)
-    for name in plans.get("value_output", {}):
-        if name not in found["layers"]:
-            heads = plans.get("heads", {}).get(name)
-            shape = AttentionForm(heads=heads).shape(sites[name].shape)
-            found["layers"][name] = METHODS["copy"].given(CollabConfig(method="copy"), shape)
-    return found
-
-
-def _speedup(original: PreTrainedModel, compressed: PreTrainedModel, config: CollabConfig) -> float:
-    """How many times as fast a model is, timed in turns with the original."""
-    case = Case(config.batch_size, config.length, threads=torch.get_num_threads())
-    calls = [forward_call(model.eval(), case) for model in (original, compressed)]
-    with torch.inference_mode():
-        return compare_calls(*calls, seconds=_TIMED_SECONDS).throughput.median
 
 
 def _read_plans(values: Mapping[str, Mapping[str, Any]]) -> Plans:
@@ -272,11 +176,11 @@ def build_(model: PreTrainedModel, measured: Measured, plan: WholePlan, config: 
     for name, option in plan.options.items():
         if isinstance(option.plan, AttentionForm):
             _build_attention_(measured.attention[name], measured, option.plan, config, plans)
-        elif option.plan is not None:
-            site = measured.feed_forward[name]
-            trial = FEED_FORWARDS.trial(site, measured.neurons[name])
-            FEED_FORWARDS.install_(site, trial.solve(option.plan))
-            plans.setdefault(FEED_FORWARDS.name, {})[name] = option.plan
+    for part, name, site in measured.sites_alone():
+        if (form := plan.options[name].plan) is not None:
+            trial = part.trial(site, config, measured.statistics[part.name][name])
+            part.install_(site, trial.solve(form))
+            plans.setdefault(part.name, {})[name] = form
     adopt_(model, plans)
     return plans
 
@@ -286,17 +190,17 @@ def _build_attention_(
 ) -> None:
     moments, query_key = measured.outputs[site.name], form.query_key
     if form.heads is not None:
-        HEADS.install_(site, HEADS.trial(site, moments).solve(form.heads))
+        HEADS.install_(site, HEADS.trial(site, config, moments).solve(form.heads))
         plans.setdefault(HEADS.name, {})[site.name] = form.heads
         moments = moments_of(moments, columns_of(form.heads, site.shape.head_dim))
         site = replace(site, shape=site.family.shape(site.module))
     if form.values is not None:
-        VALUES.install_(site, VALUES.trial(site, moments).solve(form.values))
+        VALUES.install_(site, VALUES.trial(site, config, moments).solve(form.values))
         plans.setdefault(VALUES.name, {})[site.name] = form.values
         if query_key is None:  # hosts have values as wide as a head; ours take any
             query_key = METHODS["copy"].given(config, site.shape)
     if query_key is not None:
-        statistics = measured.statistics.get(site.name)
+        statistics = measured.inputs.get(site.name)
         solution = QUERY_KEY.solve(site, config, [query_key.check(site.shape, site.name)], statistics)
         QUERY_KEY.install_(site, solution)
         plans.setdefault("layers", {})[site.name] = solution.plan

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from collab_hf.errors import DecompositionError
+from ..errors import DecompositionError
 
 # Candidates for each column of a block. Columns that stand in for each other (duplicates) all look free until
 # one of them is gone, so a block is chosen one by one among several times as many.

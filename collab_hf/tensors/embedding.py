@@ -11,8 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from collab_hf.errors import DecompositionError, RankError
-
+from ..errors import DecompositionError, RankError
 from .linalg import top_eigenvectors
 
 # Rows that are converted to float64 at a time: bounds the temporary copy (4096 x 1024 float64 = 32 MiB).

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from collab_hf.errors import DecompositionError, RankError
+from ..errors import DecompositionError, RankError
 
 
 def representing_weights(inputs: Tensor, attention: Tensor, head_size: int) -> tuple[Tensor, Tensor]:

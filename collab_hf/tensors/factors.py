@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..modeling.mixing import Mixing
+from ..modeling.mixing_base import Mixing
 from ..modeling.plan import LayerPlan
 
 

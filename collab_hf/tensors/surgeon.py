@@ -18,8 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from collab_hf.errors import DecompositionError, RankError
-
+from ..errors import DecompositionError, RankError
 from .elimination import Columns, output_variance, weight_change
 from .moments import Moments
 

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from collab_hf.errors import DecompositionError, RankError
-
+from ..errors import DecompositionError, RankError
 from .linalg import top_eigenvectors
 from .moments import Moments
 from .surgeon import checked_output_weights, checked_weight, path_error, refit, ridge

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...config import CollabConfig
 from ...host.sites import FeedForwardSite, feed_forward_sites
 from ...modeling.shapes import FeedForwardShape
 from ...modeling.shrinking import FeedForwardPlan
@@ -47,26 +48,31 @@ class FeedForwards(ShrinkingPart):
         width = shape.width if plan is None else plan.width
         return 2 * length * width * shape.hidden_size * (3 if shape.gated else 2)
 
-    def trial(self, site: FeedForwardSite, moments: Moments) -> NeuronTrial:
+    def check(self, plan: FeedForwardPlan, shape: FeedForwardShape, where: str) -> None:
+        """Refuse a width that the feed-forward can't have."""
+        plan.check(shape.width, where)
+
+    def trial(self, site: FeedForwardSite, config: CollabConfig, statistics: Moments) -> NeuronTrial:
         """The order in which neurons go, and what each width costs.
 
         Args:
             site: a dense feed-forward.
-            moments: of what the down projection reads.
+            config: not read.
+            statistics: moments of what the down projection reads.
 
         Returns:
             The options, and the means to solve them.
 
         Raises:
-            DecompositionError: weights or moments that are not finite.
+            DecompositionError: weights or statistics that are not finite.
         """
         weight, _ = factors_of(self.output(site), site.name)
-        path = removal_path(moments, weight, block=_BLOCK, output_weights=site.gain())
+        path = removal_path(statistics, weight, block=_BLOCK, output_weights=site.gain())
         options = []
         for width in widths(site.shape.width):
             plan = None if width == site.shape.width else FeedForwardPlan(width)
             options.append(Option(plan, self.parameters(plan, site.shape), path.error(width)))
-        return NeuronTrial(site, moments, path, tuple(options))
+        return NeuronTrial(site, statistics, path, tuple(options))
 
 
 @dataclass(frozen=True, eq=False)

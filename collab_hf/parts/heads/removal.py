@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...config import CollabConfig
 from ...host.sites import AttentionSite, AttentionSites, attention_sites
 from ...modeling.shapes import AttentionShape
 from ...modeling.shrinking import HeadsPlan
@@ -41,27 +42,28 @@ class Heads(ShrinkingPart):
         width = (shape.num_heads if plan is None else len(plan.kept)) * shape.head_dim
         return 2 * length * width * (2 * (shape.query_size + shape.key_size) + 2 * length)
 
-    def trial(self, site: AttentionSite, moments: Moments) -> HeadTrial:
+    def trial(self, site: AttentionSite, config: CollabConfig, statistics: Moments) -> HeadTrial:
         """The order in which heads go, and what each number of heads costs.
 
         Args:
             site: a dense attention layer.
-            moments: of what the output projection reads.
+            config: not read.
+            statistics: moments of what the output projection reads.
 
         Returns:
             The options, and the means to solve them.
 
         Raises:
-            DecompositionError: weights or moments that are not finite.
+            DecompositionError: weights or statistics that are not finite.
         """
         weight, _ = factors_of(self.output(site), site.name)
         head_dim = site.shape.head_dim
-        path = removal_path(moments, weight, group=head_dim, output_weights=site.gain(), keep=head_dim)
+        path = removal_path(statistics, weight, group=head_dim, output_weights=site.gain(), keep=head_dim)
         options = []
         for heads in range(1, site.shape.num_heads + 1):
             plan = None if heads == site.shape.num_heads else HeadsPlan(kept_heads(path, heads))
             options.append(Option(plan, self.parameters(plan, site.shape), path.error(heads * head_dim)))
-        return HeadTrial(site, moments, path, tuple(options))
+        return HeadTrial(site, statistics, path, tuple(options))
 
     def solution(
         self, site: AttentionSite, plan: HeadsPlan, moments: Moments | None, error: float = 0.0

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...host.sites import AttentionSite, AttentionSites
 from ...modeling.attention import CollabAttention
+from ...modeling.conversion import put_together_
 from ...modeling.errors import RankError
 from ...tensors.factors import SharedFactors
 from .graft import key_rows
@@ -39,27 +40,24 @@ def replaced(sites: AttentionSites, factors: Mapping[str, SharedFactors]) -> Ite
 
 @contextmanager
 def _replaced_layer(site: AttentionSite, factors: SharedFactors) -> Iterator[None]:
-    query, key = (site.family.projection(site.module, role) for role in ("query", "key"))
     head_dim = site.shape.head_dim
 
-    def dense(shared: Tensor, maps: Tensor, like: Tensor) -> nn.Parameter:
+    def dense(shared: Tensor, maps: Tensor) -> Tensor:
         # (D, R) (H, R, w) -> (H * d, D), zeros beyond the score width
         weight = torch.nn.functional.pad((shared @ maps.to(shared)).mT, (0, 0, 0, head_dim - maps.shape[2]))
-        return nn.Parameter(weight.flatten(0, 1).to(like), requires_grad=False)
+        return weight.flatten(0, 1)
 
-    before = query.weight, query.bias, key.weight
     mixing = factors.mixing
-    with torch.no_grad():
-        bias = mixing.bias
-        if bias is not None:
-            padded = torch.nn.functional.pad(bias, (0, head_dim - bias.shape[1])).flatten()
-            query.bias = nn.Parameter(padded.to(query.weight), requires_grad=False)
-        query.weight = dense(factors.shared_query, mixing.query_maps(), before[0])
-        key.weight = dense(factors.shared_key, mixing.key_maps(), before[2])
+    bias: Tensor | None = mixing.bias
+    if bias is not None:
+        bias = torch.nn.functional.pad(bias, (0, head_dim - bias.shape[1])).flatten()
+    queries = dense(factors.shared_query, mixing.query_maps())
+    keys = dense(factors.shared_key, mixing.key_maps())
+    restore = site.family.swap_heads_(site.module, queries, bias, keys)
     try:
         yield
     finally:
-        query.weight, query.bias, key.weight = before
+        restore()
 
 
 # Relative size of what head_dim dimensions can't hold, up to which a form counts as exact: float32
@@ -79,7 +77,7 @@ class DenseHeads:
 def dense_factors(module: CollabAttention, name: str, nearest: bool) -> DenseHeads:
     """Per-head factors of head_dim columns, in float64 unless nothing has to be computed."""
     family, plan, mixing = module.collab_family, module.collab_plan, module.mixing
-    head_dim = getattr(module, family.head_dim)
+    head_dim = family.width(module)
     with torch.no_grad():
         # (R, D)^T P_h: a selection or identity keeps every bit, also in float64 and back
         shared_query = family.projection(module, "query").weight.double().T
@@ -106,6 +104,13 @@ def dense_factors(module: CollabAttention, name: str, nearest: bool) -> DenseHea
                     f"compress with folded content bias and a score width of at most {head_dim}, or pass "
                     "nearest=True"
                 )
+        if bias.any() and not (module.collab_biases[0] or hasattr(module.config, "qkv_bias")):
+            if not nearest:
+                raise RankError(
+                    f"{module.collab_host.__name__} has no query bias that could hold the content bias "
+                    f"({name}); pass nearest=True to leave it out"
+                )
+            bias = torch.zeros_like(bias)
         missing = head_dim - query.shape[2]
         pad = torch.nn.functional.pad
         return DenseHeads(pad(query, (0, missing)), pad(key, (0, missing)), pad(bias, (0, missing)))
@@ -146,10 +151,11 @@ def install_dense_(module: CollabAttention, dense: DenseHeads) -> None:
     if family.lacks_key(module):
         setattr(module, family.key, copy.deepcopy(query))
     key = family.projection(module, "key")
-    has_bias = family.projection(module, "value").bias is not None or bool(dense.bias.any())
-    for linear, weight, bias in (
-        (query, dense.query, dense.bias),
-        (key, dense.key, torch.zeros_like(dense.bias)),
+    of_query, of_key = module.collab_biases
+    gains_bias = not of_query and bool(dense.bias.any())
+    for linear, weight, bias, has_bias in (
+        (query, dense.query, dense.bias, of_query or gains_bias),
+        (key, dense.key, torch.zeros_like(dense.bias), of_key or gains_bias),
     ):
         old = linear.weight
         # (H, D, d) -> (H*d, D)
@@ -158,10 +164,11 @@ def install_dense_(module: CollabAttention, dense: DenseHeads) -> None:
         if has_bias:
             linear.bias = nn.Parameter(bias.flatten().to(old.dtype), requires_grad=old.requires_grad)
         linear.out_features = len(weight)
-    if has_bias:
+    if gains_bias:
         _add_value_bias_(module)
-    del module.mixing, module.collab_plan
+    del module.mixing, module.collab_plan, module.collab_biases
     module.__class__ = type(module).__bases__[1]
+    put_together_(module)
 
 
 def _add_value_bias_(module: CollabAttention) -> None:

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from ...config import CollabConfig
-from ...errors import ConfigError
 from ...host.sites import AttentionSite, AttentionSites, attention_sites
 from ...modeling.attention import CollabAttention
 from ...modeling.families import relative_name
@@ -22,7 +21,7 @@ from ...modeling.shapes import AttentionShape
 from ...tensors import Problem, ScoreTensor
 from ...tensors.factors import SharedFactors
 from ...tensors.moments import LayerStatistics
-from ..part import Option, Part
+from ..part import LayerwisePart, Option
 from .candidates import candidate_plans, choose_factors, layer_problem, layer_settings, score_tensor
 from .costs import attention_operations
 from .dense_heads import replaced
@@ -35,7 +34,7 @@ from .spectra import seen_scores
 _TRIAL_SWEEPS = 3
 
 
-class QueryKey(Part):
+class QueryKey(LayerwisePart):
     """Query and key projections of all heads of an attention layer, in shared form."""
 
     name = "query_key"
@@ -116,11 +115,9 @@ class QueryKeyTrial:
         """Whitened factors, worked out once for all forms."""
         return layer_problem(self.scores, self.config, self.statistics)
 
-    def solve(self, option: Option) -> SharedFactors:
+    def solve(self, plan: LayerPlan) -> SharedFactors:
         """Decompose a layer nearly to the end, with a content bias that the dense host can hold."""
-        if option.plan is None:
-            raise ConfigError(f"a dense form has no factors ({self.site.name})")
-        return self.problem.solve(replace(option.plan, content_bias="folded"), max_sweeps=_TRIAL_SWEEPS)
+        return self.problem.solve(replace(plan, content_bias="folded"), max_sweeps=_TRIAL_SWEEPS)
 
     def solved_options(self, solved: Sequence[tuple[float, Option, float]]) -> tuple[Option, ...]:
         """The options with the errors that sweeps bring them to, without those that others beat then.
@@ -137,7 +134,7 @@ class QueryKeyTrial:
                     continue
                 option = min(fitting, key=lambda o: o.error)
                 if option != measured:
-                    error = self.solve(option).relative_error
+                    error = self.solve(option.plan).relative_error
                 if option.error > 0:
                     found.append((option.error, min(1.0, error / option.error)))
 

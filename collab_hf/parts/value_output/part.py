@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...config import CollabConfig
 from ...host.rollback import undone
 from ...host.sites import AttentionSite, AttentionSites, attention_sites
 from ...modeling.shapes import AttentionShape
@@ -78,30 +79,31 @@ class Values(ShrinkingPart):
                     fill_(linear, weight, bias)
             yield
 
-    def trial(self, site: AttentionSite, moments: Moments) -> ValueTrial:
+    def trial(self, site: AttentionSite, config: CollabConfig, statistics: Moments) -> ValueTrial:
         """What each width of the values costs.
 
         Args:
             site: a dense attention layer, perhaps with fewer heads.
-            moments: of what the output projection reads.
+            config: not read.
+            statistics: moments of what the output projection reads.
 
         Returns:
             The options, and the means to solve them.
 
         Raises:
-            DecompositionError: weights or moments that are not finite.
+            DecompositionError: weights or statistics that are not finite.
         """
         heads, head_dim = site.shape.num_heads, site.shape.head_dim
         step = max(1, head_dim // _STEPS)
         offered = list(range(step, head_dim, step))
         weight, _ = factors_of(self.output(site), site.name)
-        errors = narrowing_errors(moments, weight, heads, offered, output_weights=site.gain())
+        errors = narrowing_errors(statistics, weight, heads, offered, output_weights=site.gain())
         options = [
             Option(ValuePlan(width), self.parameters(ValuePlan(width), site.shape), float(error))
             for width, error in zip(offered, errors, strict=True)
         ]
         dense = Option(None, self.parameters(None, site.shape), 0.0)
-        return ValueTrial(site, moments, (*options, dense))
+        return ValueTrial(site, statistics, (*options, dense))
 
 
 def pad_heads(weight: Tensor, num_heads: int, missing: int, *, rows: bool) -> Tensor:

@@ -1,0 +1,190 @@
+"""Paragraphs and commands of a model card."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from ..files import PACKAGE_URL, RECIPE_FILE
+from .facts import CardFacts, base_model
+from .paths import is_path, last_part, without_paths
+
+# Options of `collab-hf heal` by the entry of the recovery's settings, with the value that needs none.
+_HEAL_OPTIONS = {
+    "minutes": ("--minutes", None),
+    "learning_rate": ("--lr", 0.01),
+    "trainable": ("--trainable", "factors"),
+    "patience": ("--patience", None),
+    "gradient_accumulation": ("--gradient-accumulation", 1),
+    "mixed_precision": ("--mixed-precision", "auto"),
+    "seed": ("--seed", 0),
+}
+_OTHER_PARTS = {
+    "heads": "attention heads were left out",
+    "value_output": "value and output projections were made narrower",
+    "feed_forward": "feed-forwards have fewer neurons",
+}
+
+
+def install_line() -> str:
+    """How collab_hf is installed, as far as there is an address to install it from."""
+    if PACKAGE_URL is None:
+        return "`pip install .` in a clone of its repository"
+    return f"`pip install git+{PACKAGE_URL.removeprefix('git+')}`"
+
+
+def loading(facts: CardFacts, name: str, auto_class: str, trusted: bool) -> str:
+    """Python lines that load the model and what prepares its inputs.
+
+    Args:
+        facts: of the checkpoint.
+        name: the repository.
+        auto_class: of the model.
+        trusted: whether the repository's own code runs.
+
+    Returns:
+        The lines.
+    """
+    parts = [("model", auto_class, ", trust_remote_code=True" if trusted else "")]
+    if facts.tokenizer:
+        parts.append(("tokenizer", "AutoTokenizer", ""))
+    if facts.image_processor:
+        parts.append(("processor", "AutoImageProcessor", ""))
+    lines = [] if trusted else ["import collab_hf"]
+    lines += [f"from transformers import {', '.join(sorted(kind for _, kind, _ in parts))}", ""]
+    lines += [f'{variable} = {kind}.from_pretrained("{name}"{more})' for variable, kind, more in parts]
+    return "\n".join(lines)
+
+
+def sentence_transformers(facts: CardFacts, name: str) -> str:
+    """The same for sentence-transformers, where the checkpoint is one of theirs."""
+    if not facts.sentence_transformers:
+        return ""
+    return (
+        "\nAs sentence embeddings:\n\n```python\nfrom sentence_transformers import SentenceTransformer\n\n"
+        f'model = SentenceTransformer("{name}", trust_remote_code=True)\n```\n'
+    )
+
+
+def dense_again(facts: CardFacts, name: str) -> str:
+    """How to get the host's own class back, where the heads hold what the forms hold."""
+    if any(facts.config["collab"].get(section) for section in _OTHER_PARTS) or not facts.plans:
+        return ""
+    heads = facts.config.get("num_attention_heads") or 1
+    head_dim = facts.config.get("head_dim") or (facts.config.get("hidden_size") or 0) // heads
+    fits = all(
+        _dense_width(plan) <= head_dim or plan.get("method") == "copy" for plan in facts.plans.values()
+    )
+    exact = "" if fits else ", nearest=True"
+    kind = "as many parameters as the original again" if fits else "the nearest one, which is not quite equal"
+    return (
+        f"\nAs a plain {facts.host}, for tools that know nothing of either ({kind}):\n\n```python\n"
+        "from collab_hf import load_model, to_dense_\n\n"
+        f'to_dense_(load_model("{name}"){exact}).save_pretrained("dense")\n```\n'
+    )
+
+
+def _dense_width(plan: Mapping[str, Any]) -> int:
+    """Dimensions that a dense head needs for the scores of a form; an exact content bias takes one."""
+    return int(plan.get("score_width", 0)) + int(plan.get("content_bias", "exact") == "exact")
+
+
+def how_it_was_made(facts: CardFacts) -> str:
+    """What was done to which parts, in words."""
+    found = Counter(_kind(plan) for plan in facts.plans.values())
+    sentences = []
+    if found["shared"]:
+        sentences.append(
+            f"The query and key projections of {_layers(found['shared'])} share one smaller basis each: the "
+            "scores of head h are `x A G_h B^T y^T`, with `A` and `B` common to all heads of the layer."
+        )
+    if found["own"]:
+        sentences.append(
+            f"In {_layers(found['own'])} every head has a smaller query and key of its own (svd): its scores "
+            "are `x A_h B_h^T y^T`."
+        )
+    if found["copy"]:
+        sentences.append(f"{_layers(found['copy']).capitalize()} kept what it had, in another form (copy).")
+    for section, text in _OTHER_PARTS.items():
+        modules = facts.config["collab"].get(section)
+        if modules:
+            sentences.append(f"In {_layers(len(modules))} {text}.")
+    return " ".join([*sentences, "Everything else is the original's."])
+
+
+def divergence(facts: CardFacts) -> str:
+    """How far the model is from its original, as far as that was measured."""
+    measured = facts.report.get("measured_loss")
+    lines = []
+    if isinstance(measured, float):
+        when = ", before the recovery" if facts.recovery else ""
+        lines.append(
+            f"Divergence of the hidden states from the original's, on calibration examples that were held out"
+            f"{when}: {measured:.4f}."
+        )
+    return "\n\n" + "\n".join(lines) if lines else ""
+
+
+def recovery(facts: CardFacts) -> str:
+    """What the recovery did."""
+    found = facts.recovery
+    if not found:
+        return ""
+    change = [
+        f"{label} {found[f'{name}_before']:.4f} → {found[f'{name}_after']:.4f}"
+        for name, label in (("loss", "held-out loss"), ("agreement", "agreement with the original"))
+        if isinstance(found.get(f"{name}_before"), float) and isinstance(found.get(f"{name}_after"), float)
+    ]
+    return (
+        f"\n### Recovery\n\nThe compressed model learned from its original on examples without labels, in "
+        f"{found.get('steps', 'some')} updates{': ' if change else ''}{', '.join(change)}.\n"
+    )
+
+
+def commands(facts: CardFacts) -> str:
+    """The commands that make the checkpoint again, from the recipe beside it."""
+    model = facts.report.get("model")
+    if not model:
+        return ""
+    original = base_model(facts) or last_part(str(model))
+    place = "COMPRESSED" if facts.recovery else "DIR"
+    words = ["collab-hf", "compress", original, "-o", place]
+    for name in ("revision", "subfolder", "dtype"):
+        value = facts.report.get(name)
+        if value and value != "auto":
+            words += [f"--{name}", last_part(str(value)) if is_path(str(value)) else str(value)]
+    lines = [shlex.join([*words, "--config", RECIPE_FILE])]
+    if facts.recovery:
+        lines.append(shlex.join(["collab-hf", "heal", place, "-o", "DIR", *_heal_options(facts, original)]))
+    return "\n```bash\n" + "\n".join(lines) + "\n```\n"
+
+
+def _heal_options(facts: CardFacts, original: str) -> Iterator[str]:
+    settings = facts.recovery.get("config") or {}
+    data = str(facts.recovery.get("data") or facts.recipe.get("calibration") or "default")
+    yield from ("--teacher", original, "--data", last_part(data) if is_path(data) else data)
+    if settings.get("minutes") is None:
+        yield from ("--steps", str(settings.get("steps") or facts.recovery.get("steps", 400)))
+    for name, (option, default) in _HEAL_OPTIONS.items():
+        if settings.get(name, default) != default:
+            yield from (option, str(settings[name]))
+
+
+def recipe(facts: CardFacts) -> str:
+    """The recipe as a block of YAML."""
+    if not facts.recipe:
+        return ""
+    text = yaml.safe_dump(without_paths(dict(facts.recipe)), sort_keys=False, allow_unicode=True)
+    return f"`{RECIPE_FILE}`:\n\n```yaml\n{text}```\n"
+
+
+def _kind(plan: Any) -> str:
+    return {"svd": "own", "copy": "copy"}.get(plan.get("method"), "shared")
+
+
+def _layers(count: int) -> str:
+    return f"{count} layers" if count > 1 else "one layer"

@@ -1,0 +1,196 @@
+"""What planning finds out about a model: the sites of all parts, their statistics, and what options lose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..calibration.held_out import Batch
+from ..calibration.linear_inputs import linear_moments
+from ..calibration.statistics import collect_statistics
+from ..config import CollabConfig
+from ..host.sites import AttentionSite, Site
+from ..modeling.families import Family
+from ..modeling.kinds import matches
+from ..parts.embeddings.counts import token_counts
+from ..parts.part import Option
+from ..parts.registry import EMBEDDINGS, FEED_FORWARDS, HEADS, QUERY_KEY, VALUES
+from ..tensors.moments import LayerStatistics, Moments
+from .attention_options import attention_options, undominated
+from .curves import Curve, measured_curves
+from .divergence import Divergence
+
+# Shares of a site's parameters whose option is measured; between them a power of the error is fitted.
+_MEASURED_SHARES = (0.2, 0.4, 0.6, 0.8)
+
+# Parts whose sites they have to themselves; heads, values, queries and keys share theirs.
+_ALONE = (FEED_FORWARDS, EMBEDDINGS)
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What planning found out about a model; every budget is planned from it.
+
+    Attributes:
+        attention: attention sites by name.
+        inputs: moments of what attention layers read, by site name.
+        outputs: moments of what output projections read, by site name.
+        alone: sites of the other parts, by part and name.
+        statistics: what calibration found for those, likewise.
+        curves: by part and site, options with their losses.
+    """
+
+    attention: Mapping[str, AttentionSite]
+    inputs: Mapping[str, LayerStatistics]
+    outputs: Mapping[str, Moments]
+    alone: Mapping[str, Mapping[str, Any]]
+    statistics: Mapping[str, Mapping[str, Any]]
+    curves: Mapping[str, Mapping[str, Curve]]
+
+    def sites_alone(self) -> Iterator[tuple[Any, str, Any]]:
+        """Part, name and site of every site that is no attention layer."""
+        for part in _ALONE:
+            for name, site in self.alone[part.name].items():
+                yield part, name, site
+
+    def groups(self, length: int) -> dict[str, list[Option]]:
+        """What can be chosen, site by site: exactly one option of each.
+
+        Args:
+            length: tokens of the sequence that operations are counted for.
+
+        Returns:
+            Options with operations and losses, by site.
+        """
+        found = {}
+        for name, attention in self.attention.items():
+            heads, values, query_key = (
+                self.curves.get(part.name, {}).get(name) for part in (HEADS, VALUES, QUERY_KEY)
+            )
+            found[name] = attention_options(attention.shape, heads, values, query_key, length)
+        for part, name, site in self.sites_alone():
+            curve = self.curves.get(part.name, {}).get(name)
+            options = [Option(None, part.parameters(None, site.shape), 0.0, None, 0.0)]
+            if curve is not None:
+                pairs = zip(curve.options, curve.losses_alone(), strict=True)
+                options = [replace(option, loss=float(loss)) for option, loss in pairs]
+            counted = [replace(o, operations=part.operations(o.plan, site.shape, length)) for o in options]
+            found[name] = undominated(counted)
+        return found
+
+    def only(self, parts: Sequence[str]) -> Measured:
+        """The same with the options of some parts alone.
+
+        Args:
+            parts: their names.
+
+        Returns:
+            What can be chosen then.
+        """
+        return replace(self, curves={part: curves for part, curves in self.curves.items() if part in parts})
+
+
+def measure_parts(
+    model: PreTrainedModel,
+    parts: Sequence[str],
+    config: CollabConfig,
+    seen: Sequence[Batch],
+    held_out: Sequence[Batch],
+    *,
+    progress: bool = False,
+) -> Measured:
+    """Measure what the options of all parts lose, each alone.
+
+    Args:
+        model: a dense transformers model; left as it was found.
+        parts: names of the parts that may be made smaller.
+        config: settings of the solvers.
+        seen: model inputs for statistics.
+        held_out: model inputs to measure divergence on.
+        progress: whether to draw progress bars on stderr.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        FamilyError: no attention layer that collab_hf knows, or one that is compressed already.
+        CalibrationError: calibration data that is empty or does not run.
+        DecompositionError: weights that are not finite.
+    """
+    attention = QUERY_KEY.sites(model)
+    alone: dict[str, Mapping[str, Any]] = {part.name: part.sites(model) for part in _ALONE}
+    neurons = alone[FEED_FORWARDS.name]
+    layers: dict[str, nn.Module] = {f"output {name}": HEADS.output(site) for name, site in attention.items()}
+    layers |= {f"neurons {name}": FEED_FORWARDS.output(site) for name, site in neurons.items()}
+    moments = linear_moments(model, layers, seen, progress=progress)
+    outputs = {name: moments[f"output {name}"] for name in attention}
+    padding = getattr(model.config, "pad_token_id", None)
+    found: dict[str, Mapping[str, Any]] = {
+        FEED_FORWARDS.name: {name: moments[f"neurons {name}"] for name in neurons},
+        EMBEDDINGS.name: {
+            name: token_counts(seen, site.shape.vocab_size, padding)
+            for name, site in alone[EMBEDDINGS.name].items()
+        },
+    }
+    divergence = Divergence(model, held_out)
+    curves: dict[str, Mapping[str, Curve]] = {}
+    for part, sites, statistics in (
+        *((part, alone[part.name], found[part.name]) for part in _ALONE),
+        (HEADS, attention, outputs),
+        (VALUES, attention, outputs),
+    ):
+        if part.name in parts:
+            open_sites = {name: site for name, site in sites.items() if _allows(site, part.name, config)}
+            curves[part.name] = _part_curves(part, open_sites, statistics, divergence, config, progress)
+    inputs: Mapping[str, LayerStatistics] = {}
+    if QUERY_KEY.name in parts:
+        chosen = {name: site for name, site in attention.items() if _allows(site, QUERY_KEY.name, config)}
+        modules = {name: site.module for name, site in chosen.items()}
+        inputs = collect_statistics(model, modules, seen, progress=progress)
+        settings = dict.fromkeys(chosen, replace(config, reconstruct_steps=0))
+        measured = measured_curves(
+            model, QUERY_KEY, chosen, settings, inputs, seen, held_out, progress=progress
+        )
+        curves[QUERY_KEY.name] = {curve.name: curve for curve in measured}
+    return Measured(attention, inputs, outputs, alone, found, curves)
+
+
+def _allows(site: Any, part: str, config: CollabConfig) -> bool:
+    """Whether a part of a site may be made smaller, by its host and by the kinds that settings choose."""
+    if not isinstance(site, Site) or not isinstance(site.family, Family):
+        return True
+    return site.family.refusal(site.module, part) is None and matches(site.name, config.attention)
+
+
+def _part_curves(
+    part: Any,
+    sites: Mapping[str, Any],
+    statistics: Mapping[str, Any],
+    divergence: Divergence,
+    config: CollabConfig,
+    progress: bool,
+) -> dict[str, Curve]:
+    """Options of a part's sites with the divergence of a few of them, one at a time."""
+    found = {}
+    for name, site in tqdm(sites.items(), desc=f"Measuring {part.name}", unit="layer", disable=not progress):
+        trial = part.trial(site, config, statistics[name])
+        dense = part.parameters(None, site.shape)
+        knots = []
+        for option in _measured_options(trial.options, dense):
+            with part.replaced(sites, {name: trial.solve(option.plan)}):
+                knots.append((option.error, divergence.measure()))
+        found[name] = Curve(name, site.shape, dense, trial.options, tuple(knots))
+    return found
+
+
+def _measured_options(options: Sequence[Option], dense: int) -> list[Option]:
+    smaller = [option for option in options if option.plan is not None]
+    nearest = [
+        min(smaller, key=lambda o: abs(o.parameters - share * dense)) for share in _MEASURED_SHARES if smaller
+    ]
+    return list({id(option): option for option in nearest}.values())

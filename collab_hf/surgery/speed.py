@@ -1,0 +1,129 @@
+"""Plans that are as fast as asked for, by timing models of the planned sizes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..config import CollabConfig
+from ..errors import ConfigError
+from ..measure.bench import Case, compare_calls, forward_call
+from ..modeling.modeling_collab import changed_modules
+from ..modeling.plans import Plans, apply_plans_
+from ..parts.query_key.methods import METHODS
+from ..parts.registry import QUERY_KEY
+from ..planning.attention_options import AttentionForm
+from ..planning.measured import Measured
+from ..planning.whole import choose_whole, dense_sizes
+from ..planning.whole_plan import WholePlan
+
+# Looks for the share of the operations that gives a speed: by the secant rule, until within this of it.
+_SPEED_STEPS = 5
+
+
+_SPEED_SLACK = 0.02
+
+
+_TIMED_SECONDS = 2.0
+
+
+@torch.no_grad()
+def sized(model: PreTrainedModel, plans: Plans) -> PreTrainedModel:
+    """A model of the planned sizes with numbers of no meaning, to be timed.
+
+    Args:
+        model: the dense model; left as it is.
+        plans: forms by section and site.
+
+    Returns:
+        A copy.
+    """
+    made = copy.deepcopy(model)
+    apply_plans_(made, with_copies(plans, made))
+    for _, module in changed_modules(made):
+        for parameter in module.parameters():
+            nn.init.normal_(parameter, std=0.02)
+    return made
+
+
+def with_copies(plans: Plans, model: nn.Module) -> Plans:
+    """Plans with the form `copy` for queries and keys where values alone are narrower.
+
+    Hosts have values as wide as a head; our attention takes any.
+
+    Args:
+        plans: forms by section and site.
+        model: the dense model.
+
+    Returns:
+        The plans.
+    """
+    found = {**plans, "layers": dict(plans.get("layers", {}))}
+    sites = QUERY_KEY.sites(model)
+    for name in plans.get("value_output", {}):
+        if name not in found["layers"]:
+            heads = plans.get("heads", {}).get(name)
+            shape = AttentionForm(heads=heads).shape(sites[name].shape)
+            found["layers"][name] = METHODS["copy"].given(CollabConfig(method="copy"), shape)
+    return found
+
+
+def speedup(original: PreTrainedModel, compressed: PreTrainedModel, config: CollabConfig) -> float:
+    """How many times as fast a model is, timed in turns with the original."""
+    case = Case(config.batch_size, config.length, threads=torch.get_num_threads())
+    calls = [forward_call(model.eval(), case) for model in (original, compressed)]
+    with torch.inference_mode():
+        return compare_calls(*calls, seconds=_TIMED_SECONDS).throughput.median
+
+
+def at_speed(model: PreTrainedModel, measured: Measured, config: CollabConfig, length: int) -> Chosen | None:
+    """The plan of least loss that is as fast as asked for, by timing models of the planned sizes."""
+    dense, _ = dense_sizes(measured, length)
+    wanted = 1 / float(config.speedup or 1.0)
+    share, points = wanted, [(1.0, 1.0)]
+    best: Chosen | None = None
+    for _ in range(_SPEED_STEPS):
+        try:
+            plan = choose_whole(measured, length, operations=share * dense)
+        except ConfigError:
+            break
+        time = 1 / speedup(model, sized(model, plan.plans()), config)
+        points.append((plan.operations / dense, time))
+        if time <= wanted and (best is None or plan.predicted_loss < best.plan.predicted_loss):
+            best = Chosen(plan, 1 / time)
+        if wanted * (1 - _SPEED_SLACK) <= time <= wanted:
+            break
+        (x0, y0), (x1, y1) = sorted(points, key=lambda point: abs(point[1] - wanted))[:2]
+        slope = (y1 - y0) / (x1 - x0) if x1 != x0 else 1.0
+        aim = wanted * (1 - _SPEED_SLACK / 2)
+        share = float(np.clip(x0 + (aim - y0) / max(slope, 0.1), share / 2, min(1.0, 1.5 * share)))
+    return best
+
+
+def subsets(parts: Sequence[str]) -> list[tuple[str, ...]]:
+    """Sets of parts that plans are made for: all, and those that the hosts' own kernels serve."""
+    stock = tuple(part for part in parts if part in _STOCK)
+    return [tuple(parts)] if stock in ((), tuple(parts)) else [tuple(parts), stock]
+
+
+# Parts that the hosts' own kernels serve: on short inputs their forms can be faster at more operations.
+_STOCK = ("heads", "feed_forward", "embeddings")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A plan, and how fast its model is.
+
+    Attributes:
+        plan: what every site gets.
+        speedup: times as fast as the original; None where speed was not asked for.
+    """
+
+    plan: WholePlan
+    speedup: float | None = None

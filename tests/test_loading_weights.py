@@ -1,0 +1,168 @@
+"""Weights that are cut, foreign, missing or unused are named, and nothing in them runs or is made up."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoint_support import configure, edit
+from cli_support import CommandLine
+from safetensors.torch import load_file
+from transformers import (
+    BertForPreTraining,
+    BertForSequenceClassification,
+    BertModel,
+    ViTModel,
+)
+
+from collab_hf import CollabConfig, compress_, load_model
+from collab_hf.modeling.errors import CheckpointError
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4665\nsize 90\n"
+
+
+@pytest.fixture
+def saved(tiny_bert: Any, tmp_path: Path) -> Path:
+    tiny_bert(BertForSequenceClassification).save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+# Weights.
+
+
+def test_cut_weights_are_named(saved: Path) -> None:
+    weights = saved / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"model.safetensors is corrupt or truncated"):
+        load_model(saved)
+
+
+@pytest.fixture
+def pickled(saved: Path) -> Path:
+    """The same weights as a pickle."""
+    torch.save(load_file(saved / "model.safetensors"), saved / "pytorch_model.bin")
+    (saved / "model.safetensors").unlink()
+    return saved
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda content: content[:-500], "is corrupt or truncated: "),
+        (lambda _: b"", "is corrupt or truncated: "),
+        (lambda _: b"garbage" * 99, "is corrupt or truncated, or holds more than weights"),
+    ],
+)
+def test_cut_pickles_are_named(pickled: Path, spoil: Callable[[bytes], bytes], message: str) -> None:
+    load_model(pickled)
+    weights = pickled / "pytorch_model.bin"
+    weights.write_bytes(spoil(weights.read_bytes()))
+    with pytest.raises(CheckpointError, match=rf"pytorch_model.bin {message}"):
+        load_model(pickled)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_pointer_of_git_lfs_is_named(saved: Path, name: str) -> None:
+    (saved / "model.safetensors").unlink()
+    (saved / name).write_bytes(LFS)
+    with pytest.raises(CheckpointError, match=rf"{name} is a pointer of Git LFS, not weights; run `git lfs"):
+        load_model(saved)
+
+
+class Evil:
+    """A pickle of it runs a command when it is read carelessly."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.mark}",)
+
+
+def test_code_in_weights_never_runs(pickled: Path, tmp_path: Path, collab_hf: CommandLine) -> None:
+    torch.save({"weight": Evil(tmp_path / "ran")}, pickled / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"holds more than weights \(posix.system\), and what comes"):
+        load_model(pickled)
+    assert "holds more than weights" in collab_hf("compress", pickled, "-o", tmp_path / "out").complaint
+    assert not (tmp_path / "ran").exists()
+    torch.load(pickled / "pytorch_model.bin", weights_only=False)
+    assert (tmp_path / "ran").exists()  # negative control
+
+
+def test_a_pickle_of_something_else_is_named(pickled: Path) -> None:
+    torch.save([1, 2], pickled / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"holds a list, not weights by name"):
+        load_model(pickled)
+
+
+def test_no_weight_is_made_up(saved: Path) -> None:
+    edit(saved, lambda tensors: tensors.pop("bert.encoder.layer.0.output.dense.weight"))
+    with pytest.raises(CheckpointError, match=r"lacks 1 weight of BertForS.*, such as bert.encoder.layer.0"):
+        load_model(saved)
+
+
+# Heads and poolers.
+
+
+def test_a_head_that_nobody_knows_is_not_dropped(saved: Path) -> None:
+    configure(saved, architectures=["MyOwnBert"])
+    with pytest.raises(CheckpointError, match="was saved from MyOwnBert, which transformers does not know"):
+        load_model(saved)
+    assert type(load_model(saved, backbone=True)).__name__ == "BertModel"
+
+
+@pytest.mark.parametrize("architectures", [["BertModel"], None])
+def test_weights_that_nobody_reads_are_not_dropped(saved: Path, architectures: list[str] | None) -> None:
+    configure(saved, architectures=architectures)
+    with pytest.raises(
+        CheckpointError, match=r"2 weights that BertModel does not read, such as classifier.bias"
+    ):
+        load_model(saved)
+    assert type(load_model(saved, backbone=True)).__name__ == "BertModel"
+
+
+def test_the_second_head_of_bert_is_left_out_with_a_warning(tiny_bert: Any, tmp_path: Path) -> None:
+    """As in the released checkpoints, which name BertForMaskedLM and hold both heads."""
+    tiny_bert(BertForPreTraining).save_pretrained(tmp_path)
+    configure(tmp_path, architectures=["BertForMaskedLM"])
+    with pytest.warns(
+        UserWarning, match=r"4 weights that BertForMaskedLM does not read, such as bert.pooler"
+    ):
+        assert type(load_model(tmp_path)).__name__ == "BertForMaskedLM"
+
+
+@pytest.mark.parametrize(("factory", "kind"), [("tiny_bert", BertModel), ("tiny_vit", ViTModel)])
+def test_a_model_without_pooler_weights_has_no_pooler(
+    request: pytest.FixtureRequest, tmp_path: Path, factory: str, kind: Any
+) -> None:
+    make = request.getfixturevalue(factory)
+    make(kind).save_pretrained(tmp_path / "model")
+    edit(tmp_path / "model", lambda t: [t.pop(name) for name in list(t) if name.startswith("pooler.")])
+    with pytest.warns(UserWarning, match="has no weights for a pooler, so the model has none"):
+        model = load_model(tmp_path / "model")
+    assert model.pooler is None
+    compress_(model, CollabConfig(method="copy"))
+    model.save_pretrained(tmp_path / "small")
+    assert not [name for name in load_file(tmp_path / "small" / "model.safetensors") if "pooler" in name]
+    with pytest.warns(UserWarning, match="has no weights for a pooler"):
+        assert load_model(tmp_path / "small").pooler is None
+
+
+# Outputs that config.json asks for.
+
+
+@pytest.mark.parametrize(
+    "setting", [{"return_dict": False}, {"output_attentions": True}, {"output_hidden_states": True}]
+)
+def test_output_settings_survive_compression(
+    collab_hf: CommandLine, model: Path, text: Path, tmp_path: Path, setting: dict[str, bool]
+) -> None:
+    configure(model, **setting)
+    options = ["--budget", 0.5, "--calibration", text, "--heal-steps", 2]
+    result = collab_hf("compress", model, "-o", tmp_path / "out", *options)
+    assert result.code == 0, result.err
+    assert setting.items() <= json.loads((tmp_path / "out" / "config.json").read_text()).items()
+    assert type(load_model(tmp_path / "out")).__name__ == "CollabBertModel"
