@@ -18,6 +18,7 @@ from ..modeling.core_mixing import CoreMixing
 from ..modeling.errors import CheckpointError
 from ..modeling.families import relative_name
 from ..modeling.mixing import SelectionMixing
+from ..modeling.modeling_collab import changed_modules
 from . import fresh_load
 from .fresh_processes import check_fresh
 from .known_code import origin_of_code
@@ -45,8 +46,8 @@ class Verification:
     """What was checked and found right.
 
     Attributes:
-        layers: converted attention layers.
-        factors: tensors they hold.
+        layers: attention layers and other modules that are smaller.
+        factors: tensors that are new in them.
         qk_parameters: numbers in those tensors that are trained.
         package_loads: whether a fresh process with collab_hf loaded it.
         code_loads: whether a fresh process without collab_hf loaded it with the code that it ships; None
@@ -97,13 +98,20 @@ def verify_checkpoint(
     origin = origin_of_code(directory)
     routes = ("package",) if origin == "foreign" and not trust_remote_code else ("package", "code")
     check_fresh(directory, routes, inputs, outputs, former=origin == "former")
+    smaller = [module for _, module in changed_modules(model) if not isinstance(module, CollabAttention)]
     tensors = [t for layer in layers for t in _factors(layer).values()]
+    inside = {id(m) for layer in layers for m in layer.modules()}
+    tensors += [t for m in smaller if id(m) not in inside for t in m.state_dict().values()]
     trained = sum(t.numel() for t in tensors if t.is_floating_point())
     difference = None
     if original is not None:
         difference = compare_outputs(outputs, _run(original, inputs), inputs)
     code_loads = True if "code" in routes else None
-    return Verification(len(layers), len(tensors), trained, True, code_loads, difference, origin == "former")
+    changed = sum(
+        isinstance(module, CollabAttention) or bool(getattr(module, "collab_plans", None))
+        for module in model.modules()
+    )
+    return Verification(changed, len(tensors), trained, True, code_loads, difference, origin == "former")
 
 
 def compare_outputs(
@@ -169,8 +177,8 @@ def _check_layers(model: PreTrainedModel, directory: Path) -> list[CollabAttenti
         if not torch.isfinite(parameter).all():
             raise CheckpointError(f"{name} in {directory} is not finite")
     named = {n: m for n, m in model.named_modules() if isinstance(m, CollabAttention)}
-    if not named:
-        raise CheckpointError(f"{directory} is not compressed: no layer of it is a collaborative attention")
+    if not any(True for _ in changed_modules(model)):
+        raise CheckpointError(f"{directory} is not compressed: no layer of it is one of ours")
     for name, layer in named.items():
         _check_layer(layer, relative_name(model, name))
     _check_report(list(named.values()), directory)

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from collab_hf.cli import bench, compress, evaluate, export, families, heal, inspect, push, verify
+from collab_hf.cli import heads as heads_commands
 from collab_hf.cli.answers import AnsweringCommand
 from collab_hf.errors import HubError
 from collab_hf.modeling.errors import CollabError
@@ -34,6 +35,8 @@ app.command(cls=AnsweringCommand, epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command(cls=AnsweringCommand, epilog=bench.EXAMPLE)(bench.bench)
 app.command(cls=AnsweringCommand, epilog=export.EXAMPLE)(export.export)
 app.command(cls=AnsweringCommand, epilog=push.EXAMPLE)(push.push)
+
+app.add_typer(heads_commands.app, name="heads")
 
 # What typer raises for arguments that it can't parse: BadParameter's ancestor, which it does not export.
 _UNUSABLE_ARGUMENTS: type[Exception] = next(

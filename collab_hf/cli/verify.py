@@ -74,7 +74,7 @@ def _batches(
 def _describe(found: Verification, directory: Path, against: str | None) -> str:
     lines = [
         f"{directory} is whole: {found.factors} factors in {found.layers} layers, all finite, "
-        f"{found.qk_parameters:,} query/key parameters",
+        f"{found.qk_parameters:,} parameters",
         "fresh process with collab_hf: loads, same outputs",
         "fresh process without collab_hf: "
         + (

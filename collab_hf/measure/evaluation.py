@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -94,17 +95,44 @@ def measure_similarity(
 
     if len(pairs) < 2 or len(set(scores)) < 2:
         raise DataError(f"similarity needs at least two pairs with different scores, got {len(pairs)} pairs")
-    unique = list(dict.fromkeys(sentence for pair in pairs for sentence in pair))
-    batches, order = _batches_of_texts(unique, tokenizer, model, batch_size, max_length)
-    embedded = torch.cat([pool(*states) for states in _run(model, batches, progress)])
-    rows = {unique[index]: embedding for index, embedding in zip(order, embedded, strict=True)}
-    first, second = (torch.stack([rows[pair[side]] for pair in pairs]) for side in (0, 1))
-    cosines = F.cosine_similarity(first, second).double().numpy()
+    sizes = {"batch_size": batch_size, "max_length": max_length}
+    cosines = pair_cosines(model, tokenizer, pairs, progress=progress, **sizes)
     if cosines.max() - cosines.min() < 1e-6:  # what is left is rounding in float32
         raise DataError("every pair has the same cosine, so there is no correlation to measure")
     return Similarity(
         float(spearmanr(cosines, scores).statistic), float(pearsonr(cosines, scores).statistic), len(pairs)
     )
+
+
+def pair_cosines(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    batch_size: int = 32,
+    max_length: int = 128,
+    progress: bool = False,
+) -> NDArray[Any]:
+    """Cosines of mean-pooled sentence embeddings.
+
+    Args:
+        model: a text encoder in eval mode, with or without a task head.
+        tokenizer: as AutoTokenizer gives it.
+        pairs: sentences to compare.
+        batch_size: sentences per batch.
+        max_length: tokens that a sentence is cut to.
+        progress: whether to draw a progress bar on stderr.
+
+    Returns:
+        One cosine a pair, (pairs,), float64.
+    """
+    unique = list(dict.fromkeys(sentence for pair in pairs for sentence in pair))
+    batches, order = _batches_of_texts(unique, tokenizer, model, batch_size, max_length)
+    embedded = torch.cat([pool(*states) for states in _run(model, batches, progress)])
+    rows = {unique[index]: embedding for index, embedding in zip(order, embedded, strict=True)}
+    first, second = (torch.stack([rows[pair[side]] for pair in pairs]) for side in (0, 1))
+    cosines: NDArray[Any] = F.cosine_similarity(first, second).double().numpy()
+    return cosines
 
 
 def measure_accuracy(

@@ -102,6 +102,7 @@ def measure_parts(
     seen: Sequence[Batch],
     held_out: Sequence[Batch],
     *,
+    curves: bool = True,
     progress: bool = False,
 ) -> Measured:
     """Measure what the options of all parts lose, each alone.
@@ -112,6 +113,7 @@ def measure_parts(
         config: settings of the solvers.
         seen: model inputs for statistics.
         held_out: model inputs to measure divergence on.
+        curves: whether to measure what options lose; forms that are settled already don't ask.
         progress: whether to draw progress bars on stderr.
 
     Returns:
@@ -137,27 +139,28 @@ def measure_parts(
             for name, site in alone[EMBEDDINGS.name].items()
         },
     }
-    divergence = Divergence(model, held_out)
-    curves: dict[str, Mapping[str, Curve]] = {}
+    divergence = Divergence(model, held_out) if curves else None
+    losses: dict[str, Mapping[str, Curve]] = {}
     for part, sites, statistics in (
         *((part, alone[part.name], found[part.name]) for part in _ALONE),
         (HEADS, attention, outputs),
         (VALUES, attention, outputs),
     ):
-        if part.name in parts:
+        if part.name in parts and divergence is not None:
             open_sites = {name: site for name, site in sites.items() if _allows(site, part.name, config)}
-            curves[part.name] = _part_curves(part, open_sites, statistics, divergence, config, progress)
+            losses[part.name] = _part_curves(part, open_sites, statistics, divergence, config, progress)
     inputs: Mapping[str, LayerStatistics] = {}
     if QUERY_KEY.name in parts:
         chosen = {name: site for name, site in attention.items() if _allows(site, QUERY_KEY.name, config)}
         modules = {name: site.module for name, site in chosen.items()}
         inputs = collect_statistics(model, modules, seen, progress=progress)
+    if QUERY_KEY.name in parts and curves:
         settings = dict.fromkeys(chosen, replace(config, reconstruct_steps=0))
         measured = measured_curves(
             model, QUERY_KEY, chosen, settings, inputs, seen, held_out, progress=progress
         )
-        curves[QUERY_KEY.name] = {curve.name: curve for curve in measured}
-    return Measured(attention, inputs, outputs, alone, found, curves)
+        losses[QUERY_KEY.name] = {curve.name: curve for curve in measured}
+    return Measured(attention, inputs, outputs, alone, found, losses)
 
 
 def _allows(site: Any, part: str, config: CollabConfig) -> bool:

@@ -8,6 +8,7 @@ from ..errors import FamilyError
 from ..host.adoption import disown_
 from ..modeling.attention import CollabAttention
 from ..modeling.families import relative_name
+from ..parts.embeddings.dense import dense_embeddings_
 from ..parts.query_key.dense_heads import dense_factors, install_dense_
 
 
@@ -34,11 +35,18 @@ def to_dense_(model: PreTrainedModel, *, nearest: bool = False) -> PreTrainedMod
             left as it was.
     """
     layers = {relative_name(model, n): m for n, m in model.named_modules() if isinstance(m, CollabAttention)}
-    if not layers:
+    sections = {name for module in model.modules() for name in getattr(module, "collab_plans", {})}
+    if others := sorted(sections - {"embeddings"}):
+        raise FamilyError(
+            f"{' and '.join(others)} of this model are smaller than its own class can hold, so it has "
+            "no dense form; export it as ONNX instead"
+        )
+    if not layers and not sections:
         raise FamilyError(f"{type(model).__name__} has no compressed attention layer")
     dense = {name: dense_factors(module, name, nearest) for name, module in layers.items()}
     for name, module in layers.items():
         install_dense_(module, dense[name])
+    dense_embeddings_(model)
     for inner in [m for m in model.modules() if isinstance(m, PreTrainedModel)]:
         disown_(inner)
     return model

@@ -68,7 +68,9 @@ def compress_whole_(
     original = copy.deepcopy(model) if original is None else original
     before = sum(p.numel() for p in model.parameters())
     parts = list(config.parts or PART_NAMES)
-    measured = measure_parts(model, parts, config, seen, held, progress=progress)
+    if config.plans:  # nothing is left to choose; queries and keys alone are solved from what they read
+        parts = [QUERY_KEY.name] if config.plans.get("layers") else []
+    measured = measure_parts(model, parts, config, seen, held, curves=not config.plans, progress=progress)
     chosen = _choose(model, measured, parts, config)
     with undone_on_error(model):
         plans = build_(model, measured, chosen.plan, config)
