@@ -1,4 +1,4 @@
-"""Time attention blocks and models, dense against every method, and write the tables of docs/benchmarks/speed.md.
+"""Time attention blocks and models, dense against every method; write the tables of docs/benchmarks/speed.md.
 
     python scripts/bench_speed.py              about ten minutes on two quiet cores
     python scripts/bench_speed.py --full       every shape, method, budget, length and batch: hours
@@ -220,7 +220,9 @@ def main() -> None:
     parser.add_argument("--only", choices=[*GROUPS], action="append", help="one group of cases; repeatable")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each comparison")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "docs" / "benchmarks")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).resolve().parent.parent / "docs" / "benchmarks"
+    )
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)

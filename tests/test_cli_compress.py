@@ -29,9 +29,9 @@ from transformers import (
     AutoTokenizer,
     BertForSequenceClassification,
     BertModel,
-    GPT2Config,
-    GPT2Model,
     ViTModel,
+    XLNetConfig,
+    XLNetModel,
 )
 
 from collab_hf.files import RECIPE_FILE, REPORT_FILE
@@ -192,7 +192,7 @@ def unknown_architecture(model: Path) -> None:
 
 
 def other_family(model: Path) -> None:
-    GPT2Model(GPT2Config(n_embd=24, n_head=3, n_layer=1, vocab_size=len(VOCABULARY))).save_pretrained(model)
+    XLNetModel(XLNetConfig(d_model=24, n_head=3, n_layer=1, d_inner=24, vocab_size=50)).save_pretrained(model)
 
 
 def not_finite(model: Path) -> None:
@@ -208,7 +208,7 @@ def not_finite(model: Path) -> None:
         (no_config, "has no config.json"),
         (truncated, "model.safetensors is corrupt or truncated"),
         (unknown_architecture, "abacus"),
-        (other_family, "GPT2Model has no attention layer that collab_hf knows; it knows albert, bert"),
+        (other_family, "XLNetModel has no attention layer that collab_hf knows; `collab-hf families` lists"),
         (not_finite, "encoder.layer.1.attention.self are not finite"),
     ],
 )
@@ -232,7 +232,7 @@ def test_an_unusable_model_is_refused(
         (["--calibration", "absent.txt"], "absent.txt does not exist"),
         (["--calibration", "empty.txt"], "empty.txt holds no example"),
         (["--config", "absent.yaml"], "absent.yaml can't be read: No such file"),
-        (["--config", "unknown.yaml"], "unknown setting 'ranks' in the recipe; it knows budget"),
+        (["--config", "unknown.yaml"], "unknown setting 'ranks' in the recipe; it knows attention"),
         (["--config", "list.yaml"], "must be a mapping of settings, got list"),
         (["--config", "broken.yaml"], "is not YAML"),
         (

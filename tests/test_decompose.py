@@ -166,7 +166,7 @@ def test_solvers_that_do_not_fit_are_refused(name, solver, message):
         ),
         (LayerPlan("svd", 10, 10, 2), "at most 8 with 2 per head"),
         (LayerPlan("tucker", 10, 8, 4, tied=True), "key_rank must equal query_rank where they are tied"),
-        (LayerPlan("svd", 10, 10, 4, tied=True), "tied belongs to tucker"),
+        (LayerPlan("svd", 10, 10, 4, tied=True), "tied belong to tucker"),
         (LayerPlan("tucker", 8, 8, 4, key_groups=2, tied=True), "tied belongs to tucker without key_groups"),
     ],
 )

@@ -27,7 +27,8 @@ from speed_cases import Shape
 
 # In a block, indented, or in the middle of a sentence.
 COMMAND = re.compile(r"(?:python scripts/\w+\.py|collab-hf bench)\b(?:[^`\n#\\]|\\\n)*")
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+BENCHMARKS = REPOSITORY / "docs" / "benchmarks"
 
 # What stands in the place of words that mean hours of work, or more room than a tiny model has.
 SMALLER = {
@@ -38,12 +39,12 @@ SMALLER = {
     "--max-train 4000 --epochs 2": "--max-train 8 --epochs 1",
     "--only model": "--only minilm",
     "--steps 400": "--steps 2",
-    "scripts/bench_speed.py": "scripts/bench_speed.py --seconds 0.01 --out docs",
+    "scripts/bench_speed.py": "scripts/bench_speed.py --seconds 0.01 --out docs/benchmarks",
 }
 # They fetch real checkpoints: tests/test_checkpoints_script.py and tests/test_demo.py run them on made ones.
 FETCHING = ("scripts/checkpoints.py", "scripts/demo.py")
 
-RUN = ("decomposition", "exporting", "planning", "recovery", "speed")
+RUN = ("decomposition", "int8", "planning", "recovery", "speed")
 RUN_APART = bench_decompose.run_apart
 TINY = Shape("tiny", 64, 4, (8,))
 
@@ -130,9 +131,9 @@ def reader(
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torchao
 @pytest.mark.parametrize("page", RUN)
 def test_every_command_runs(page: str, reader: Path) -> None:
-    if page == "exporting":
+    if page == "int8":
         pytest.importorskip("torchao")
-    for words in commands(REPOSITORY / "docs" / f"{page}.md"):
+    for words in commands(BENCHMARKS / f"{page}.md"):
         run(smaller(words))
 
 
@@ -146,9 +147,9 @@ def test_a_command_that_fails_is_seen(reader: Path) -> None:
 
 def test_what_they_write(reader: Path) -> None:
     """Files appear under the names that the pages speak of, and pages keep the text around their tables."""
-    for words in commands(REPOSITORY / "docs" / "recovery.md")[:2]:
+    for words in commands(BENCHMARKS / "recovery.md")[:2]:
         run(smaller(words))
-    before, after = (root / "docs" / "recovery.md" for root in (REPOSITORY, reader))
+    before, after = (root / "docs" / "benchmarks" / "recovery.md" for root in (REPOSITORY, reader))
     kept = [[line for line in page.read_text().splitlines() if line[:1] != "|"] for page in (before, after)]
     assert kept[0] == kept[1]
     assert before.read_text() != after.read_text()
@@ -167,10 +168,11 @@ def test_options_of_commands_that_fetch() -> None:
 
 def test_no_command_is_overlooked() -> None:
     """Every line of the blocks that tests/test_docs.py leaves to these tests is a command that runs here."""
-    with_commands = {page.stem for page in PAGES if any(words[1] not in FETCHING for words in commands(page))}
+    listed = [page for page in PAGES if page.stem != "reference"]  # it names commands, and runs none
+    with_commands = {page.stem for page in listed if any(w[1] not in FETCHING for w in commands(page))}
     assert with_commands == set(RUN)
     for name in ("decomposition", "planning", "speed"):
-        page = REPOSITORY / "docs" / f"{name}.md"
+        page = BENCHMARKS / f"{name}.md"
         lines = [
             shlex.split(line, comments=True)
             for block in code_blocks(page)

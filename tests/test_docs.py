@@ -14,10 +14,13 @@ from transformers.utils import logging
 
 from collab_hf import cli
 
+GUIDES = REPOSITORY / "docs" / "guides"
 PAGES = [
-    REPOSITORY / "docs" / f"{name}.md"
-    for name in ("index", "compressing", "finetuning", "publishing", "exporting")
+    REPOSITORY / "docs" / "index.md",
+    *(GUIDES / f"{name}.md" for name in ("compressing", "finetuning", "publishing", "exporting")),
 ]
+# Pages whose commands read texts.txt.
+WITH_TEXTS = ("recovering", "whole-model", "heads")
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of exporters, PEFT and HTTP clients
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -42,11 +45,12 @@ def test_every_block_runs(page: Path, reader: None) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # accelerate's, about a machine without a GPU
-def test_the_recovery_page_runs(reader: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", WITH_TEXTS)
+def test_pages_that_read_texts(name: str, reader: None, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text(
         "a cat sat on the mat\nthe sun is up\nit is cold\nwho wrote this\n" * 8
     )
-    page = REPOSITORY / "docs" / "recovery.md"
+    page = GUIDES / f"{name}.md"
     smaller = {"400": "3", "budget 0.25": "budget 0.5", "budget=0.25": "budget=0.5"}
     verbosity = logging.get_verbosity()
     try:
@@ -71,8 +75,8 @@ def test_a_block_that_fails_is_seen(reader: None, tmp_path: Path) -> None:
 def test_every_page_with_code_is_run() -> None:
     """The commands of pages whose numbers come from long runs are run by tests/test_doc_commands.py."""
     own = {"decomposition", "families", "planning", "speed"}
-    with_code = {page.stem for page in (REPOSITORY / "docs").glob("*.md") if code_blocks(page)}
-    assert with_code - own <= {page.stem for page in PAGES} | {"recovery"}
+    with_code = {page.stem for page in (REPOSITORY / "docs").rglob("*.md") if code_blocks(page)}
+    assert with_code - own <= {page.stem for page in PAGES} | set(WITH_TEXTS)
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ INTERNALS = Path(host_internals.__file__)
 # Underscored names of other libraries, which are documented, or counted and not called.
 OTHERS = {"_replace", "_foreach_copy_", "_scaled_dot_product_flash_attention_for_cpu"}
 # A class may define it: transformers' documentation of own models says so.
-CONVENTIONS = {"_init_weights"}
+CONVENTIONS = {"_init_weights", "_tied_weights_keys"}
 VERSION = re.escape(transformers.__version__)
 
 

@@ -128,7 +128,11 @@ def test_every_command_is_in_the_reference():
 
     text = (REPOSITORY / "docs" / "reference.md").read_text(encoding="utf-8")
     names = [command.name or command.callback.__name__ for command in app.registered_commands]
-    names += [str(group.name) for group in app.registered_groups]
+    names += [
+        f"{group.name} {command.callback.__name__}"
+        for group in app.registered_groups
+        for command in group.typer_instance.registered_commands
+    ]
     assert [name for name in names if f"collab-hf {name}" not in text] == []
 
 

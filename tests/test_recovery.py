@@ -324,7 +324,7 @@ def test_batches_are_drawn_evenly_and_held_out_ones_never() -> None:
         ({"steps": 1, "minutes": 1.0}, "steps or minutes, not both"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
         ({"held_out": 1.0}, r"held_out must be in \(0, 1\)"),
-        ({"trainable": "some"}, "trainable must be one of factors, attention, all, got 'some'"),
+        ({"trainable": "some"}, "trainable must be one of factors, attention, blocks, all, got 'some'"),
         ({"plot": "curve.png"}, "give plot and log"),
         ({"mixed_precision": "fp8"}, "mixed_precision must be one of auto, no, bf16"),
     ],

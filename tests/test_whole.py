@@ -77,13 +77,13 @@ def test_half_the_operations_in_every_family(
 def test_parameters_and_size(tiny_bert, texts, tmp_path):
     model = tiny_bert()
     total = sum(p.numel() for p in model.parameters())
-    compress_(model, CollabConfig(params=0.7), texts)
-    assert sum(p.numel() for p in model.parameters()) <= 0.7 * total
+    compress_(model, CollabConfig(params=0.8), texts)
+    assert sum(p.numel() for p in model.parameters()) <= 0.8 * total
     other = tiny_bert()
     compress_(other, CollabConfig(size=f"{int(0.8 * 4 * total)}B"), texts)
     other.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").stat().st_size <= 0.8 * 4 * total + 8000  # the header's names
-    report = compress_(tiny_bert(), CollabConfig(params=0.85, parts=["embeddings"]), texts)
+    report = compress_(tiny_bert(), CollabConfig(params=0.93, parts=["embeddings"]), texts)
     assert set(report.whole.plans) == {"embeddings"}
     with pytest.raises(ConfigError, match=r"no choice of forms is so small: at least 0\.\d+ of the layers'"):
         compress_(tiny_bert(), CollabConfig(params=0.01), texts)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collab_hf.recipe import Recipe
 
 EXAMPLE = (
-    "Examples: collab-hf compress bert-base-uncased -o bert-quarter --budget 0.25; "
+    "Example: collab-hf compress bert-base-uncased -o bert-quarter --budget 0.25; "
     "collab-hf compress bert-base-uncased -o bert-fast --speedup 2 --calibration sentences.txt"
 )
 

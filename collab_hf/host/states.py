@@ -26,7 +26,10 @@ def last_hidden_states(
     seen: dict[nn.Module, Tensor] = {}
 
     def see(module: nn.Module, _: Any, output: Any) -> None:
-        states = getattr(output, "last_hidden_state", None)
+        # A plain tuple where config.json says return_dict: false.
+        states = (
+            output[0] if isinstance(output, tuple) and output else getattr(output, "last_hidden_state", None)
+        )
         if isinstance(states, Tensor):
             seen[module] = states
 

@@ -1,4 +1,7 @@
-"""Which versions of other libraries collab_hf works with; docs/benchmarks/compatibility.md has what was tried."""
+"""Which versions of other libraries collab_hf works with.
+
+docs/benchmarks/compatibility.md has what was tried.
+"""
 
 from __future__ import annotations
 

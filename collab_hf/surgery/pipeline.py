@@ -147,7 +147,7 @@ class _Work:
     def name(self) -> str:
         """The model's name: what was given, or what a loaded model says of itself."""
         if isinstance(self.model, PreTrainedModel):
-            return str(getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__)
+            return str(self.model.config.name_or_path or type(self.model).__name__)
         return str(self.model)
 
     @property

@@ -170,6 +170,9 @@ def _reduced(gradient: Tensor, examples: int, per: Per) -> Tensor:
         gradient: of the mean loss, (..., num_heads); its leading dimensions are examples, or parts of them.
         examples: in the batch.
         per: where the absolute value is taken.
+
+    Returns:
+        (num_heads,).
     """
     # The loss is a mean over examples: times their number, each example's share is the gradient of its own.
     shares = gradient.reshape(examples, -1, gradient.shape[-1]) * examples
