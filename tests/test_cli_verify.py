@@ -41,7 +41,7 @@ def test_a_difference_is_shown(collab_hf: CommandLine, model: Path, tmp_path: Pa
     values = collab_hf("verify", tmp_path / "small", "--against", model, "--json").values
     assert values["difference"]["maximum"] > 1e-2
     text = collab_hf("verify", tmp_path / "small", "--against", model).out
-    assert "is whole: " in text
+    assert "is complete: " in text
     assert f"outputs against {model}: max difference" in text
     assert "outputs against" not in collab_hf("verify", tmp_path / "small").out
 

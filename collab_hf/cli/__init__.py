@@ -1,7 +1,7 @@
 """The command line: `collab-hf compress | heal | verify | evaluate | bench | export | push`.
 
-Exit codes: 0 done, 2 bad usage or input, 1 anything else. Only this package prints. What a
-command needs is imported when it runs, so that help comes at once.
+Exit codes: 0 done, 2 bad usage or input, 1 anything else. Only this package prints. A command
+imports what it needs when it runs, so that help appears at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Make the attention of pretrained Transformers smaller, and check what came out.",
+    help="Make pretrained Transformers smaller, and check the result.",
     epilog="Example: collab-hf compress bert-base-uncased -o bert-quarter --budget 0.25",
 )
 app.command(cls=AnsweringCommand, epilog=compress.EXAMPLE)(compress.compress)

@@ -24,28 +24,29 @@ EXAMPLE = "Example: collab-hf bench bert-quarter --against bert-base-uncased --l
 
 def bench(
     directory: options.Directory,
-    against: Annotated[str, typer.Option(metavar="MODEL", help="The original, to compare with.")],
+    against: Annotated[str, typer.Option(metavar="MODEL", help="The original to compare with.")],
     lengths: Annotated[
-        str | None, typer.Option(metavar="N,..", help="Tokens an example; images have their own.")
+        str | None,
+        typer.Option(metavar="N,..", help="Tokens in an example; for text only.  [default: 16,128,512]"),
     ] = None,
-    batch_sizes: Annotated[str, typer.Option(metavar="N,..", help="Examples in a call.")] = "1,8",
+    batch_sizes: Annotated[str, typer.Option(metavar="N,..", help="Examples in a batch.")] = "1,8",
     dtype: Annotated[
-        str, typer.Option(metavar="DTYPE,..", help="Of float32, bfloat16 and float16.")
+        str, typer.Option(metavar="DTYPE,..", help="Any of float32, bfloat16 and float16.")
     ] = "float32",
     threads: Annotated[
-        str | None, typer.Option(metavar="N,..", help="Threads; by default what torch takes.")
+        str | None, typer.Option(metavar="N,..", help="Threads; by default as many as torch uses.")
     ] = None,
     seconds: Annotated[
-        float, typer.Option(metavar="S", min=0.01, help="About how long each case runs.")
+        float, typer.Option(metavar="S", min=0.01, help="Time each case for about S seconds.")
     ] = 4.0,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Draw the throughput ratios into a file.")
+        Path | None, typer.Option(metavar="FILE.png", help="Draw the throughput ratios to a file.")
     ] = None,
     device: options.Device = "cpu",
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> Answer:
-    """Time the checkpoint in DIR and its original in turns."""
+    """Time the checkpoint in DIR and its original, taking turns."""
     import torch
 
     from collab_hf.measure.bench import Case, bench_models, check_case

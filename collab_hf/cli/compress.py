@@ -28,7 +28,12 @@ def compress(
     model: options.Model,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Where the result appears, whole or not at all."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Directory for the result; if anything fails, it does not appear.",
+        ),
     ] = None,
     method: Annotated[
         str | None,
@@ -66,16 +71,18 @@ def compress(
     heal_minutes: asked.HealMinutes = None,
     recovery_data: asked.RecoveryData = None,
     seed: Annotated[
-        int | None, typer.Option(metavar="N", help="Of every random choice.  [default: 0]")
+        int | None, typer.Option(metavar="N", help="Seed of every random choice.  [default: 0]")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Recipe (YAML); options given beside it come first.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Recipe (YAML); options on the command line override it."),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing checkpoint DIR.")
     ] = False,
     push_to_hub: Annotated[
-        str | None, typer.Option(metavar="ID", help="Publish the result there; `push` has more options.")
+        str | None,
+        typer.Option(metavar="ID", help="Publish the result on the Hub as ID; `push` has more options."),
     ] = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -87,11 +94,11 @@ def compress(
 ) -> Answer:
     """Make a checkpoint smaller.
 
-    With --speedup, --flops, --params or --size the whole model: heads, values, queries and keys, neurons and
-    embeddings, each as far as it costs least, then recovered without labels. With --budget, or without any
-    target, queries and keys alone: for each layer the form of least measured loss, chosen with the examples
-    that ship with the package. DIR gets the model, what belongs to the original beside it (tokenizer, image
-    processor), the recipe, a report and a card.
+    --speedup, --flops, --params and --size make the whole model smaller: heads, values, queries and keys,
+    neurons and embeddings, each where it costs the output least. Recovery without labels follows. --budget,
+    or no target at all, makes only queries and keys smaller; each layer gets the form with the least measured
+    loss. Losses are measured on the calibration examples. DIR gets the model, the original's tokenizer or
+    image processor, the recipe, a report and a card.
     """
     from collab_hf.recipe import Recipe, current_versions, public_name
 
@@ -131,7 +138,7 @@ def compress(
     if dry_run:
         return _dry_run(model, recipe, loading)
     if output is None:
-        raise ConfigError("Missing option '--output' / '-o'; only --dry-run goes without")
+        raise ConfigError("Missing option '--output' / '-o'; only --dry-run works without it")
     from collab_hf.recovery import RecoveryConfig
     from collab_hf.surgery.pipeline import compress_checkpoint
 

@@ -9,7 +9,9 @@ import typer
 Rank = Annotated[int | None, typer.Option(metavar="N", help="Width of both shared projections.")]
 QueryRank = Annotated[int | None, typer.Option(metavar="N", help="tucker: width of the shared query.")]
 KeyRank = Annotated[int | None, typer.Option(metavar="N", help="tucker: width of the shared key.")]
-KeyGroups = Annotated[int | None, typer.Option(metavar="G", help="tucker: groups of heads, each with a key.")]
+KeyGroups = Annotated[
+    int | None, typer.Option(metavar="G", help="tucker: groups of heads; each has its own key.")
+]
 HeadRank = Annotated[int | None, typer.Option(metavar="N", help="tucker: rank of the core along the heads.")]
 ScoreWidth = Annotated[int | None, typer.Option(metavar="N", help="tucker: width of a head's score product.")]
 Tied = Annotated[bool, typer.Option("--tied", help="tucker: one shared projection for queries and keys.")]
@@ -20,44 +22,47 @@ Budget = Annotated[
     float | None,
     typer.Option(
         metavar="F",
-        help="Share of query/key parameters to keep at most, in (0, 1].  [default: the knee of the curve "
-        "with auto, else 0.25]",
+        help="Keep at most this share of the query/key parameters, in (0, 1].  [default: the knee of the "
+        "curve with auto, else 0.25]",
     ),
 ]
 TargetParams = Annotated[
-    int | None, typer.Option(metavar="N", help="auto: query/key parameters to keep at most.")
+    int | None, typer.Option(metavar="N", help="auto: keep at most this many query/key parameters.")
 ]
 TargetFlops = Annotated[
     str | None,
     typer.Option(
         metavar="LENGTH:SHARE",
-        help="auto: at this sequence length, operations for queries, keys and scores at most this share of "
-        "the dense ones.",
+        help="auto: at this sequence length, keep at most this share of the operations for queries, keys "
+        "and scores.",
     ),
 ]
 MaxLoss = Annotated[
     float | None,
-    typer.Option(metavar="X", help="auto: greatest divergence of the hidden states from the original's."),
+    typer.Option(metavar="X", help="auto: let the hidden states diverge from the original's by at most X."),
 ]
 Attention = Annotated[
     str | None,
     typer.Option(
         metavar="KIND,..",
-        help="Layers to compress: self, cross, encoder, decoder, text, vision, or some joined by `-`, "
+        help="Layers to compress: self, cross, encoder, decoder, text or vision, or several joined by `-`, "
         "such as decoder-cross.  [default: all]",
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, its size, cost and loss, and stop.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the plan with its size, cost and loss; write nothing.")
+]
 Calibration = Annotated[
     str | None,
     typer.Option(
         metavar="FILE|FOLDER|DATASET|none",
-        help="Examples of what the model reads: text one a line, images in a folder, or a data set; "
-        "`default` is what ships with the package, `none` decomposes the weights alone.  [default: default]",
+        help="Examples of what the model reads: a text file with one a line, a folder of images, or a data "
+        "set. `default` takes those that ship with the package; `none` uses the weights alone.  "
+        "[default: default]",
     ),
 ]
 CalibrationExamples = Annotated[
-    int | None, typer.Option(metavar="N", help="Calibration examples at most.  [default: 1000]")
+    int | None, typer.Option(metavar="N", help="Use at most N calibration examples.  [default: 1000]")
 ]
 
 HealSteps = Annotated[
@@ -65,54 +70,64 @@ HealSteps = Annotated[
     typer.Option(
         metavar="N",
         min=0,
-        help="Recover for N updates afterwards, 0 for none.  [default: 400 with --speedup, --flops, --params "
-        "or --size, else none]",
+        help="Run recovery for N updates afterwards; 0 for none.  [default: 400 with --speedup, --flops, "
+        "--params or --size, else none]",
     ),
 ]
 HealMinutes = Annotated[
     float | None,
-    typer.Option(metavar="M", help="Recover for M minutes afterwards, not for a number of updates."),
+    typer.Option(metavar="M", help="Run recovery for M minutes afterwards, instead of a number of updates."),
 ]
 RecoveryData = Annotated[
     str | None,
     typer.Option(
         metavar="FILE|FOLDER|DATASET",
-        help="What recovery reads; more text gains more than more updates.  [default: the calibration data]",
+        help="Data for recovery. More text helps more than more updates.  [default: the calibration data]",
     ),
 ]
 Speedup = Annotated[
     float | None,
     typer.Option(
         metavar="X",
-        help="Whole model: X times as fast as the original on this machine, at --length and --batch-size.",
+        help="Whole model: make it X times as fast as the original on this machine, at --length and "
+        "--batch-size.",
     ),
 ]
 Flops = Annotated[
     float | None,
-    typer.Option(metavar="F", help="Whole model: share of the layers' operations to keep, at --length."),
+    typer.Option(
+        metavar="F", help="Whole model: keep at most this share of the layers' operations, at --length."
+    ),
 ]
 Params = Annotated[
-    float | None, typer.Option(metavar="F", help="Whole model: share of all parameters to keep.")
+    float | None, typer.Option(metavar="F", help="Whole model: keep at most this share of all parameters.")
 ]
 Size = Annotated[
     str | None,
-    typer.Option(metavar="SIZE", help="Whole model: most that the weights may take, such as 30MB."),
+    typer.Option(
+        metavar="SIZE", help="Whole model: keep the weights' files at most this large, such as 30MB."
+    ),
 ]
 PartNames = Annotated[
     str | None,
     typer.Option(
         metavar="LIST",
-        help="Whole model: what may become smaller, of query_key, heads, value_output, feed_forward "
-        "and embeddings, with commas.  [default: all]",
+        help="Whole model: parts that may become smaller, from query_key, heads, value_output, "
+        "feed_forward and embeddings, with commas.  [default: all]",
     ),
 ]
-Length = Annotated[int | None, typer.Option(metavar="N", help="Tokens a sequence.  [default: 128]")]
-BatchSize = Annotated[int | None, typer.Option(metavar="N", help="Sequences at once.  [default: 8]")]
+Length = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Tokens in a sequence, for --speedup and --flops.  [default: 128]"),
+]
+BatchSize = Annotated[
+    int | None, typer.Option(metavar="N", help="Sequences in a batch, for --speedup.  [default: 8]")
+]
 ReconstructSteps = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        help="Gradient steps for each layer that fit its factors to its attention output on the calibration "
-        "examples, after the decomposition; 0 for none.  [default: 75]",
+        help="After the decomposition, fit each layer's factors to its attention output on the calibration "
+        "examples, in N gradient steps; 0 for none.  [default: 75]",
     ),
 ]

@@ -88,7 +88,7 @@ def describe_whole(report: CompressionReport, whole: WholeReport, output: Path, 
     ]
     if whole.measured_speedup is not None and whole.predicted_speedup is not None:
         lines.append(
-            f"speed: {whole.measured_speedup:.2f} times the original's on this machine "
+            f"speed: {whole.measured_speedup:.2f} times that of the original on this machine "
             f"(predicted {whole.predicted_speedup:.2f})"
         )
     return "\n".join([*lines, f"wrote {output} ({size / 1e6:.1f} MB of weights)"])
@@ -100,8 +100,8 @@ def _losses(report: CompressionReport) -> list[str]:
     if errors:
         before, after = (sum(side) / len(errors) for side in zip(*errors, strict=True))
         lines.append(
-            f"attention output on held-out calibration tokens: mean relative error {before:.4f} decomposed, "
-            f"{after:.4f} reconstructed"
+            f"attention output on held-out calibration tokens: mean relative error {before:.4f} after "
+            f"decomposition, {after:.4f} after reconstruction"
         )
     if report.predicted_loss is not None and report.measured_loss is not None:
         lines.append(
@@ -116,8 +116,8 @@ def _slower(report: CompressionReport) -> list[str]:
     if not lengths:
         return []
     return [
-        f"warning: slower than the original from at most {min(lengths)} tokens on, because scores are wider "
-        "than a head; tucker, or cp with --dims-per-head, is not"
+        f"warning: slower than the original from {min(lengths)} tokens on or earlier, because scores are wider "
+        "than a head; tucker, or cp with --dims-per-head, has narrower ones"
     ]
 
 

@@ -25,23 +25,24 @@ def evaluate(
         Literal["stsb", "agreement", "accuracy"],
         typer.Option(
             metavar="TASK",
-            help="stsb: Spearman and Pearson correlation of cosines with human scores; agreement: cosine of "
-            "embeddings with those of --against; accuracy: of a sequence classifier.",
+            help="stsb: correlation of embedding cosines with human scores; agreement: cosine of embeddings "
+            "with those of --against; accuracy: of a sequence classifier.",
         ),
     ],
     data: Annotated[
         str | None,
         typer.Option(
             metavar="FILE|FOLDER",
-            help="stsb: TSV with the columns sentence1, sentence2, score; accuracy: with sentence, label; "
-            "agreement: text one a line or a folder of images, by default what ships with the package.",
+            help="stsb: TSV with the columns sentence1, sentence2 and score. accuracy: TSV with sentence and "
+            "label. agreement: a text file with one a line or a folder of images; by default the "
+            "examples that ship with the package.",
         ),
     ] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="agreement: the model that MODEL should equal.")
+        str | None, typer.Option(metavar="MODEL", help="agreement: the model to compare with.")
     ] = None,
     max_examples: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Examples at most, from all over the data.")
+        int | None, typer.Option(metavar="N", min=1, help="Use at most N examples, spread over the data.")
     ] = None,
     batch_size: options.BatchSize = 32,
     max_length: options.MaxLength = 128,
@@ -53,7 +54,7 @@ def evaluate(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> Answer:
-    """Measure a model on data, or against another model."""
+    """Measure a model on a task, or compare it with another model."""
     if task == "agreement" and against is None:
         raise ConfigError("task agreement needs --against MODEL, the model to compare with")
     if task != "agreement" and against is not None:

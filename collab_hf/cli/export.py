@@ -17,21 +17,21 @@ EXAMPLE = "Example: collab-hf export bert-quarter --onnx bert-quarter.onnx --int
 def export(
     directory: options.Directory,
     onnx: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write an ONNX graph, dynamic in batch and length.")
+        Path | None, typer.Option(metavar="FILE", help="Write an ONNX graph with dynamic batch and length.")
     ] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="With 8-bit weights in the graph.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="With --onnx: store the weights in 8 bits.")] = False,
     dense: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Write the same model in the original's own classes and size."),
+        typer.Option(metavar="DIR", help="Write the same model in the original's own class and size."),
     ] = None,
     nearest: Annotated[
         bool,
-        typer.Option("--nearest", help="With --dense: approximate scores that a dense head can't hold."),
+        typer.Option("--nearest", help="With --dense: approximate scores that do not fit a dense head."),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing FILE or DIR.")] = False,
     as_json: options.AsJson = False,
 ) -> Answer:
-    """Write the checkpoint DIR as ONNX, checked in ONNX Runtime, or as a plain transformers checkpoint."""
+    """Write DIR as an ONNX graph, checked in ONNX Runtime, or as a plain transformers checkpoint."""
     if (onnx is None) == (dense is None):
         raise ConfigError("give either --onnx FILE or --dense DIR")
     if onnx is not None and onnx.exists() and not overwrite:

@@ -9,7 +9,7 @@ EXAMPLE = "Example: collab-hf families --json"
 
 
 def families(as_json: options.AsJson = False) -> Answer:
-    """List model types with the parts of them that can be made smaller, and the reason where one can't."""
+    """List model types, the parts that can be made smaller in each, and why others can't."""
     from collab_hf.host.support import PARTS, supported_models, why_not
 
     models = supported_models()

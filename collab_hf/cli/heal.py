@@ -1,4 +1,4 @@
-"""`collab-hf heal`: a compressed checkpoint learns from its original on unlabelled data."""
+"""`collab-hf heal`: recovery of a compressed checkpoint, without labels."""
 
 from __future__ import annotations
 
@@ -19,29 +19,40 @@ from collab_hf.modeling.errors import ConfigError
 if TYPE_CHECKING:
     from collab_hf.recovery import RecoveryConfig, RecoveryReport
 
-EXAMPLE = "Example: collab-hf heal bert-quarter --teacher bert-base-uncased --data texts.txt -o bert-healed"
+EXAMPLE = (
+    "Example: collab-hf heal bert-quarter --teacher bert-base-uncased --data texts.txt -o bert-recovered"
+)
 
 
 def heal(
     directory: options.Directory,
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="DIR", help="Where the result appears, whole or not at all."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Directory for the result; if anything fails, it does not appear.",
+        ),
     ],
     data: Annotated[
         str,
         typer.Option(
             metavar="FILE|FOLDER|DATASET|default",
-            help="Unlabelled examples of what the model reads: text one a line, images in a folder, or a "
-            "data set; `default` is what ships with the package.",
+            help="Unlabelled examples of what the model reads: a text file with one a line, a folder of "
+            "images, or a data set. `default` takes those that ship with the package.",
         ),
     ],
     teacher: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="The original.  [default: what DIR's recipe names]"),
+        typer.Option(metavar="MODEL", help="The original.  [default: the model that DIR's recipe names]"),
     ] = None,
-    steps: Annotated[int | None, typer.Option(metavar="N", min=1, help="Updates.  [default: 400]")] = None,
-    minutes: Annotated[float | None, typer.Option(metavar="M", help="Minutes to train, not steps.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Number of updates.  [default: 400]")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(metavar="M", help="Minutes to train, instead of steps.")
+    ] = None,
     batch_size: options.BatchSize = 32,
     max_length: options.MaxLength = 128,
     learning_rate: Annotated[
@@ -52,28 +63,36 @@ def heal(
     ] = None,
     trainable: Annotated[
         Literal["factors", "attention", "blocks", "all"],
-        typer.Option(metavar="WHAT", help="factors, attention (whole), blocks (whole layers) or all."),
+        typer.Option(
+            metavar="WHAT", help="What trains: factors, attention (all of it), blocks (whole layers) or all."
+        ),
     ] = "factors",
     patience: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Stop after N looks at held-out data that are no better."),
+        typer.Option(
+            metavar="N", min=1, help="Stop after N evaluations on held-out data without a better loss."
+        ),
     ] = None,
-    examples: Annotated[int, typer.Option(metavar="N", min=1, help="Examples at most.")] = 20_000,
+    examples: Annotated[int, typer.Option(metavar="N", min=1, help="Use at most N examples.")] = 20_000,
     mixed_precision: Annotated[
-        Literal["auto", "no", "bf16"], typer.Option(metavar="P", help="no, bf16, or auto: as launched.")
+        Literal["auto", "no", "bf16"],
+        typer.Option(metavar="P", help="no, bf16, or auto: what `accelerate launch` says."),
     ] = "auto",
-    gradient_accumulation: Annotated[int, typer.Option(metavar="N", min=1, help="Batches an update.")] = 1,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the order of the batches.")] = 0,
+    gradient_accumulation: Annotated[int, typer.Option(metavar="N", min=1, help="Batches in an update.")] = 1,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the order of the batches.")] = 0,
     checkpoint_every: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Updates between two states to go on from.")
+        int, typer.Option(metavar="N", min=1, help="Save a state to resume from every N updates.")
     ] = 100,
     resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Go on where a killed run of this command was.")
+        bool,
+        typer.Option("--resume/--no-resume", help="Continue where a killed run of this command stopped."),
     ] = True,
-    log: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JSON lines.")] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the log's curve as PNG.")] = None,
+    log: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a log as JSON lines.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the log's curve as a PNG file.")
+    ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing checkpoint at the output.")
+        bool, typer.Option("--overwrite", help="Replace an existing checkpoint DIR.")
     ] = False,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -83,8 +102,8 @@ def heal(
 ) -> Answer:
     """Train the factors of a compressed checkpoint against its original, without labels.
 
-    Killed at any moment, the same command goes on from its last state, which is kept beside the output until
-    that is written. `accelerate launch -m collab_hf heal ...` shares the work among processes.
+    If a run is killed, the same command continues from its last state. States are kept next to the output
+    until that is written. `accelerate launch -m collab_hf heal ...` shares the work among processes.
     """
     from collab_hf.checkpoint.save import check_output
     from collab_hf.recovery import RecoveryConfig
@@ -156,7 +175,7 @@ def _teacher_of(directory: Path) -> str:
 
 
 def _is_main_process() -> bool:
-    """Whether this process answers and writes; the others of `accelerate launch` stay silent from here on."""
+    """Whether this process answers and writes; the others of `accelerate launch` print nothing from here on."""
     from accelerate import PartialState
 
     main = bool(PartialState().is_main_process)
@@ -181,5 +200,5 @@ def describe_recovery(report: RecoveryReport) -> str:
         f"agreement {report.agreement_before:.4f} -> {report.agreement_after:.4f}"
     )
     if report.best_step == 0:
-        line += "\nnothing was gained, so the weights are as they came; more data or a lower --lr may help"
+        line += "\nrecovery gained nothing, so the weights are unchanged; more data or a lower --lr may help"
     return line

@@ -24,16 +24,16 @@ def inspect(
         str,
         typer.Option(
             metavar="FILE|FOLDER|DATASET|none",
-            help="Examples of what the model reads; `default` is what ships with the package, `none` looks "
-            "at the weights alone.",
+            help="Examples of what the model reads. `default` takes those that ship with the package; `none` "
+            "uses the weights alone.",
         ),
     ] = "default",
     calibration_examples: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Calibration examples at most.")
+        int, typer.Option(metavar="N", min=1, help="Use at most N calibration examples.")
     ] = 256,
     html: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write a report with plots, one file that opens offline."),
+        typer.Option(metavar="FILE", help="Write a report with plots, as one file that opens offline."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing FILE.")] = False,
     dtype: options.Dtype = "auto",
@@ -44,7 +44,7 @@ def inspect(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> Answer:
-    """Show spectra, redundancy between heads, errors over rank and costs of every attention layer."""
+    """Show what every attention layer could give up: spectra, similar heads, errors by rank, and costs."""
     if html is not None and html.exists() and not overwrite:
         raise ConfigError(f"{html} exists; choose another file or pass --overwrite")
     if html is not None:
@@ -99,7 +99,7 @@ def describe(found: Inspection) -> str:
         [
             table(header, [_row(layer) for layer in found.layers]),
             "",
-            f"95%: directions that carry it, in {metric}: of one head (mean), of all heads in one key basis",
+            f"95%: directions that hold it, in {metric}: for one head (mean), for all heads in one key basis",
             "1/2 to 1/16: least relative error at that share of the query/key parameters, and its form",
             f"query/key: {found.qk_parameters:,} of {found.parameters:,} parameters",
         ]

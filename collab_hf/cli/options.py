@@ -11,21 +11,19 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or local dir
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a compressed checkpoint.")]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
-    typer.Option(metavar="DTYPE", help="float32, bfloat16, float16, or auto: the checkpoint's own."),
+    typer.Option(metavar="DTYPE", help="float32, bfloat16, float16, or auto: the checkpoint's dtype."),
 ]
-Device = Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, or auto: a GPU if any.")]
+Device = Annotated[
+    str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, or auto: a GPU if there is one.")
+]
 Revision = Annotated[
     str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of MODEL on the Hub.")
 ]
 Subfolder = Annotated[str, typer.Option(metavar="PATH", help="Folder of the checkpoint inside MODEL.")]
 Token = Annotated[
-    str | None, typer.Option(metavar="TOKEN", help="Hub access token; by default the one logged in with.")
+    str | None, typer.Option(metavar="TOKEN", help="Hub access token; by default that of `hf auth login`.")
 ]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Let code that comes with MODEL run.")
-]
-BatchSize = Annotated[int, typer.Option(metavar="N", min=1, help="Examples a batch.")]
-MaxLength = Annotated[int, typer.Option(metavar="N", min=1, help="Tokens that a text is cut to.")]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")
-]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with MODEL.")]
+BatchSize = Annotated[int, typer.Option(metavar="N", min=1, help="Examples in a batch.")]
+MaxLength = Annotated[int, typer.Option(metavar="N", min=1, help="Cut texts to N tokens.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]

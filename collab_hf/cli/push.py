@@ -17,30 +17,32 @@ EXAMPLE = "Example: collab-hf push bert-quarter me/bert-quarter --private"
 
 def push(
     directory: options.Directory,
-    repository: Annotated[str, typer.Argument(metavar="ID", help="owner/name on the Hub; made if missing.")],
+    repository: Annotated[
+        str, typer.Argument(metavar="ID", help="owner/name on the Hub; created if missing.")
+    ],
     private: Annotated[
-        bool | None, typer.Option("--private/--public", help="Who may see a new repository.")
+        bool | None, typer.Option("--private/--public", help="Make a new repository private or public.")
     ] = None,
     revision: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Branch to publish on; made if missing.")
+        str | None, typer.Option(metavar="NAME", help="Branch to publish on; created if missing.")
     ] = None,
-    message: Annotated[str | None, typer.Option(metavar="TEXT", help="Message of the commit.")] = None,
+    message: Annotated[str | None, typer.Option(metavar="TEXT", help="Commit message.")] = None,
     evaluation: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What `evaluate --json` printed, for the card.")
+        Path | None, typer.Option(metavar="FILE", help="Output of `evaluate --json`, for the card.")
     ] = None,
     bench: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What `bench --json` printed, for the card.")
+        Path | None, typer.Option(metavar="FILE", help="Output of `bench --json`, for the card.")
     ] = None,
     export: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What `export --json` printed, for the card.")
+        Path | None, typer.Option(metavar="FILE", help="Output of `export --json`, for the card.")
     ] = None,
     token: options.Token = None,
     as_json: options.AsJson = False,
 ) -> Answer:
     """Publish DIR on the Hub, in one commit: weights, tokenizer, recipe, code and model card.
 
-    The token comes from HF_TOKEN or from `hf auth login`. After a lost connection the same command goes on:
-    nothing is visible before all of it is.
+    The token comes from HF_TOKEN or from `hf auth login`. If the connection is lost, run the same command
+    again: it continues. Nothing is visible before everything is.
     """
     from collab_hf.hub.publish import push as publish
 

@@ -1,4 +1,4 @@
-"""`collab-hf verify`: is a compressed checkpoint whole, and how far is it from its original."""
+"""`collab-hf verify`: whether a compressed checkpoint is complete, and how far it is from its original."""
 
 from __future__ import annotations
 
@@ -26,22 +26,26 @@ EXAMPLE = "Example: collab-hf verify bert-quarter --against bert-base-uncased"
 def verify(
     directory: options.Directory,
     against: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="The original, to compare outputs with.")
+        str | None, typer.Option(metavar="MODEL", help="The original to compare outputs with.")
     ] = None,
     data: Annotated[
         str,
-        typer.Option(metavar="FILE|FOLDER", help="Text one a line or a folder of images to compare on."),
+        typer.Option(
+            metavar="FILE|FOLDER", help="Text file with one a line, or a folder of images, to compare on."
+        ),
     ] = "default",
-    max_examples: Annotated[int, typer.Option(metavar="N", min=1, help="Examples to compare on.")] = 32,
+    max_examples: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Number of examples to compare on.")
+    ] = 32,
     trust_remote_code: Annotated[
         bool,
         typer.Option(
-            "--trust-remote-code", help="Let the code in DIR run although no version of collab_hf had it."
+            "--trust-remote-code", help="Run the code in DIR even if no version of collab_hf had it."
         ),
     ] = False,
     as_json: options.AsJson = False,
 ) -> Answer:
-    """Load DIR in fresh processes, with and without collab_hf, and check every factor."""
+    """Check every factor of DIR, and load it in fresh processes with and without collab_hf."""
     from collab_hf.checkpoint.load import load_model
     from collab_hf.checkpoint.verification import verify_checkpoint
 
@@ -73,14 +77,14 @@ def _batches(
 
 def _describe(found: Verification, directory: Path, against: str | None) -> str:
     lines = [
-        f"{directory} is whole: {found.factors} factors in {found.layers} layers, all finite, "
+        f"{directory} is complete: {found.factors} factors in {found.layers} layers, all finite, "
         f"{found.qk_parameters:,} parameters",
         "fresh process with collab_hf: loads, same outputs",
         "fresh process without collab_hf: "
         + (
-            f"loads{' by the code of a former version' if found.former_code else ''}, same outputs"
+            f"loads{' with the code of a former version' if found.former_code else ''}, same outputs"
             if found.code_loads
-            else "not tried, no version of collab_hf had its code (see --trust-remote-code)"
+            else "not tried, because no version of collab_hf had its code (see --trust-remote-code)"
         ),
     ]
     if found.difference is not None:
