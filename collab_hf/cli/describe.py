@@ -116,8 +116,8 @@ def _slower(report: CompressionReport) -> list[str]:
     if not lengths:
         return []
     return [
-        f"warning: slower than the original from {min(lengths)} tokens on or earlier, because scores are wider "
-        "than a head; tucker, or cp with --dims-per-head, has narrower ones"
+        f"warning: slower than the original from {min(lengths)} tokens on or earlier, because scores are "
+        "wider than a head; tucker, or cp with --dims-per-head, has narrower ones"
     ]
 
 

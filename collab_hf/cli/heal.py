@@ -175,7 +175,7 @@ def _teacher_of(directory: Path) -> str:
 
 
 def _is_main_process() -> bool:
-    """Whether this process answers and writes; the others of `accelerate launch` print nothing from here on."""
+    """Whether this process answers and writes; the others of `accelerate launch` print nothing now."""
     from accelerate import PartialState
 
     main = bool(PartialState().is_main_process)
