@@ -29,9 +29,9 @@ class CollabConfig:
         query_rank: tucker; width of the shared query projection.
         key_rank: tucker; width of the shared key projection.
         score_width: tucker; width of the score product of one head, <= key_rank.
-        key_groups: tucker; heads are clustered into so many groups, each with a shared key of its own.
+        key_groups: tucker; number of groups that heads are clustered into; each group has its own shared key.
         head_rank: tucker; rank of the core along the heads.
-        tied: tucker; let queries and keys be read from one and the same shared projection.
+        tied: tucker; one shared projection serves queries and keys.
         dims_per_head: cp; number of shared dimensions that each head uses (sparse mixing).
         budget: share of the query/key parameters to keep at most, in (0, 1].
         target_params: auto; query/key parameters to keep at most.
@@ -44,9 +44,9 @@ class CollabConfig:
         damping: added to the covariance's diagonal, relative to its mean (dimensionless, >= 0).
         seed: seed of every random choice.
         reconstruct_steps: gradient steps for each layer that fit its factors to its attention output on the
-            calibration data, after the decomposition; 0 for none. They need data, statistics don't do.
+            calibration data, after the decomposition; 0 for none. They need data; statistics are not enough.
         hold_out: keep every fourth calibration example, 64 at most, out of the statistics, as planning does
-            to measure on them; it stands in recipes that a plan wrote, so that they give the same again.
+            to measure on them; recipes that a plan wrote set it, so that they give the same result again.
         precision: dtype inside the solvers, `float64` or `float32`.
         attention: kinds of layers to compress, of `self`, `cross`, `encoder`, `decoder`, `text` and `vision`,
             or some of them joined, such as `decoder-cross`; the other layers stay dense. None given for all.
@@ -60,7 +60,7 @@ class CollabConfig:
         parts: what the four above may make smaller; None for every part.
         length: tokens of a sequence, for `speedup` and `flops`.
         batch_size: sequences at once, for `speedup`.
-        plans: forms by part and module, as planning wrote them; they give the same model again.
+        plans: forms by part and module, as planning wrote them; they build the same model again.
 
     Raises:
         ConfigError: unknown values, or settings that contradict each other.
@@ -143,7 +143,7 @@ class CollabConfig:
         object.__setattr__(self, "parts", parts)
         if "vocabulary" in parts:
             raise ConfigError(
-                "the vocabulary is not planned with the other parts; trim it first, with "
+                "the vocabulary can't be planned with the other parts; trim it first with "
                 "collab_hf.parts.vocabulary.trim_vocabulary_"
             )
         if not parts or any(part not in PART_NAMES for part in parts):
@@ -173,7 +173,7 @@ class CollabConfig:
         if self.rank and (self.query_rank or self.key_rank):
             raise ConfigError("give rank, or query_rank and key_rank, not both")
         if self.tied and (self.key_groups > 1 or self.head_rank):
-            raise ConfigError("tied goes with neither key_groups nor head_rank")
+            raise ConfigError("tied can't be combined with key_groups or head_rank")
         if (self.query_rank is None) != (self.key_rank is None):
             raise ConfigError("query_rank and key_rank are given together or not at all")
 
@@ -224,7 +224,9 @@ class CollabConfig:
         settings = [found for name in names if (found := self.for_layer(name)) is not None]
         for goal in goals:
             if not any(getattr(found, goal) == getattr(self, goal) for found in settings):
-                warnings.warn(f"{goal} has no effect: layers settles every layer", stacklevel=3)
+                warnings.warn(
+                    f"{goal} has no effect, because layers fixes the form of every layer", stacklevel=3
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that differ from their defaults, ready for YAML or JSON."""

@@ -30,7 +30,7 @@ class HubError(CollabError):
 
 
 class RecoveryError(CollabError):
-    """Recovery that can't start or go on: unusable batches, another teacher, or the state of another run."""
+    """Recovery that can't start or continue: unusable batches, another teacher or another run's state."""
 
 
 class DecompositionError(CollabError):

@@ -3,7 +3,7 @@
 Text encoders: Spearman correlation on the STS-B development set, relative to the original's, and the cosine
 of sentence embeddings with the original's. Image encoders: cosine of CLS and patch states on photographs
 that calibration did not see, and the accuracy of a logistic probe on CIFAR-10 features. Finished rows are
-kept in a JSON file, so that a run can be cut off and goes on where it stopped.
+kept in a JSON file, so a run that is stopped continues where it was.
 
 Example:
     python scripts/bench_quality.py .cache/checkpoints/minilm --stsb-train train.tsv --stsb-dev dev.tsv

@@ -210,7 +210,7 @@ def convert(source: Source, weights: Path, out: Path) -> None:
 
 @contextmanager
 def written_whole(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give an empty directory to fill, and put it in the place of `out` when that went well.
+    """Give an empty directory to fill, and rename it to `out` when that went well.
 
     Args:
         out: the directory that appears whole or not at all.

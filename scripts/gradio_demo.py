@@ -1,7 +1,7 @@
 """A page in the browser that compresses a text encoder, plots it, and compares it with the original.
 
 Example:
-    pip install collab-hf[demo]
+    pip install '.[demo]'
     python scripts/gradio_demo.py --model sentence-transformers/all-MiniLM-L6-v2
 """
 

@@ -69,7 +69,7 @@ def test_of_two_runs_into_one_place_the_later_is_refused(tmp_path: Path) -> None
             (beside / "config.json").write_text("late")
             write(target, "early")
 
-    with pytest.raises(CheckpointError, match="appeared while this run was at work"):
+    with pytest.raises(CheckpointError, match="appeared during this run, so"):
         late()
     assert (target / "config.json").read_text() == "early"
     assert list(tmp_path.iterdir()) == [target]
@@ -121,7 +121,7 @@ def test_an_output_that_a_killed_run_had_moved_away_comes_back(tmp_path: Path, d
     left = leftover(target, dead)
     target.rename(left / "old")
     with (
-        pytest.warns(UserWarning, match="model is back: a run was killed"),
+        pytest.warns(UserWarning, match="model was restored: a run was killed"),
         pytest.raises(CheckpointError, match="exists; choose another directory"),
     ):
         check_output(target)

@@ -275,7 +275,7 @@ def test_nothing_but_padding_is_refused(tiny_bert: ModelFactory) -> None:
 @pytest.mark.parametrize(
     ("batches", "message"),
     [
-        ([], "calibration data held no batch; pass at least one"),
+        ([], "the calibration data has no batch; pass at least one"),
         ([("a", "b")], "batch 1 must be a mapping of model inputs with at least one tensor, got tuple"),
         ([{}], "at least one tensor, got one with nothing"),
         ([{"input_ids": [[1, 2]]}], "at least one tensor, got one with input_ids"),

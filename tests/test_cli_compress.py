@@ -55,7 +55,7 @@ def test_a_warning_is_one_sentence(model: Path, tmp_path: Path) -> None:
     words = ["compress", model, "-o", tmp_path / "out", *RANK, "--calibration-examples", 8]
     command = [sys.executable, "-m", "collab_hf", *map(str, words)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert result.stderr.startswith("warning: the default text is not what this model reads")
+    assert result.stderr.startswith("warning: the default text does not suit this model")
     assert result.stderr.count("\n") == 1
 
 

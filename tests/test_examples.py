@@ -336,9 +336,7 @@ def letter_tokenizer() -> BertTokenizer:
 
 @pytest.mark.parametrize("tokenizer", [tiny_tokenizer(), smiles_tokenizer()], ids=["unknown", "dropped"])
 def test_default_text_that_the_tokenizer_cannot_spell(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.warns(
-        UserWarning, match="the default text is not what this model reads: its tokenizer keeps"
-    ):
+    with pytest.warns(UserWarning, match="the default text does not suit this model: its tokenizer keeps"):
         load_batches("default", tokenizer, max_examples=20)
 
 

@@ -357,7 +357,10 @@ def test_nan_in_the_weights_is_refused_by_name(tiny_bert: Any) -> None:
         ({"method": "tucker", "query_rank": 8}, "query_rank and key_rank are given together"),
         ({"method": "svd", "dims_per_head": 8, "rank": 8}, "dims_per_head belongs to method cp"),
         ({"method": "cp", "tied": True, "rank": 8}, "tied belongs to method tucker"),
-        ({"method": "tucker", "tied": True, "key_groups": 2, "rank": 8}, "neither key_groups nor head_rank"),
+        (
+            {"method": "tucker", "tied": True, "key_groups": 2, "rank": 8},
+            "can't be combined with key_groups or head_rank",
+        ),
         ({"budget": 1.5}, r"budget must be in \(0, 1\]"),
         ({"damping": -1.0}, "damping must be at least 0"),
         ({"content_bias": "none"}, "content_bias must be auto, exact or folded"),

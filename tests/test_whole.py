@@ -85,7 +85,9 @@ def test_parameters_and_size(tiny_bert, texts, tmp_path):
     assert (tmp_path / "model.safetensors").stat().st_size <= 0.8 * 4 * total + 8000  # the header's names
     report = compress_(tiny_bert(), CollabConfig(params=0.93, parts=["embeddings"]), texts)
     assert set(report.whole.plans) == {"embeddings"}
-    with pytest.raises(ConfigError, match=r"no choice of forms is so small: at least 0\.\d+ of the layers'"):
+    with pytest.raises(
+        ConfigError, match=r"no choice of forms is that small: at least 0\.\d+ of the layers'"
+    ):
         compress_(tiny_bert(), CollabConfig(params=0.01), texts)
 
 

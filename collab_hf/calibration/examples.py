@@ -198,7 +198,7 @@ def _warn_of_foreign_text(tokenizer: Any, texts: Sequence[str]) -> None:
     share = kept / sum(map(_letters, texts))
     if share < _KEPT_BY_TEXT_TOKENIZERS:
         warnings.warn(
-            f"the default text is not what this model reads: its tokenizer keeps {share:.0%} of the "
+            f"the default text does not suit this model: its tokenizer keeps {share:.0%} of the "
             "characters; give examples of your own, with --calibration or --data on the command line",
             stacklevel=3,
         )

@@ -54,7 +54,7 @@ def collect_statistics(
     recorder = _Recorder(layers)
     if not sum(1 for _ in watch_layers(model, layers, batches, recorder.see, progress=progress)):
         raise CalibrationError(
-            "calibration data held no batch; pass at least one, or calibration=None to do without data"
+            "the calibration data has no batch; pass at least one, or calibration=None to work without data"
         )
     return recorder.statistics()
 

@@ -109,7 +109,7 @@ def _put(new: Path, path: Path, old: Path, overwrite: bool) -> None:
             break
         # Another run has put its result there since; the newest one stays.
         shutil.rmtree(old, ignore_errors=True)
-    raise CheckpointError(f"{path} appeared while this run was at work, so its own result is not written")
+    raise CheckpointError(f"{path} appeared during this run, so the result is not written")
 
 
 def _put_back(old: Path, path: Path) -> bool:
@@ -133,9 +133,7 @@ def _sweep(path: Path) -> None:
         if found is None or scratch.is_symlink() or _lives(int(found[1])):
             continue
         if _put_back(scratch / "old", path):
-            warnings.warn(
-                f"{path} is back: a run was killed in the moment in which it replaced it", stacklevel=3
-            )
+            warnings.warn(f"{path} was restored: a run was killed while it replaced it", stacklevel=3)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -182,7 +180,7 @@ def _check_existing(path: Path, original: Path | None, overwrite: bool) -> None:
     if any(path.iterdir()) and not (path / "config.json").is_file():
         raise CheckpointError(f"{path} is no checkpoint (it has no config.json), so it is not overwritten")
     if original and original.exists() and original.resolve().is_relative_to(path.resolve()):
-        raise CheckpointError(f"{path} holds the model that is read, so it is not overwritten")
+        raise CheckpointError(f"{path} is the model to read from, so it is not overwritten")
 
 
 def _kind(path: Path) -> str:

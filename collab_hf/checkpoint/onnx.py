@@ -106,7 +106,7 @@ def _check_packages() -> None:
         name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None
     ]
     if missing:
-        raise ExportError(f"ONNX export needs {', '.join(missing)}; install collab-hf[onnx]")
+        raise ExportError(f"ONNX export needs {', '.join(missing)}; run: pip install {' '.join(missing)}")
 
 
 def _made(folder: Path) -> Path:

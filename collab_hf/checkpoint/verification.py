@@ -1,4 +1,4 @@
-"""Check that a compressed checkpoint is whole, loads anywhere, and how far it is from its original."""
+"""Check that a compressed checkpoint is complete and loads anywhere, and compare it with its original."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def _check_layers(model: PreTrainedModel, directory: Path) -> list[CollabAttenti
             raise CheckpointError(f"{name} in {directory} is not finite")
     named = {n: m for n, m in model.named_modules() if isinstance(m, CollabAttention)}
     if not any(True for _ in changed_modules(model)):
-        raise CheckpointError(f"{directory} is not compressed: no layer of it is one of ours")
+        raise CheckpointError(f"{directory} is not compressed: it has no collaborative layer")
     for name, layer in named.items():
         _check_layer(layer, relative_name(model, name))
     _check_report(list(named.values()), directory)

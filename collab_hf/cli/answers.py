@@ -1,4 +1,4 @@
-"""What a command hands back, and the one place that prints it."""
+"""What a command returns, and the one place that prints it."""
 
 from __future__ import annotations
 

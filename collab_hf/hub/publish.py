@@ -22,7 +22,7 @@ from .card import renewed_card
 from .facts import CardFacts, checked_id
 from .plain_errors import plain_errors
 
-# A lost connection is tried again after so many seconds; files that arrived are not sent twice.
+# Seconds before a lost connection is tried again; files that arrived are not sent twice.
 _PAUSES = (1.0, 3.0)
 
 

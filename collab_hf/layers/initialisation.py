@@ -82,7 +82,7 @@ def _fill_mixing_(mixing: Mixing, head_dim: float, name: MixingInit) -> None:
         mixing.core[0].normal_(std=(head_dim / (mixing.score_width * mixing.query_rank)) ** 0.5)
         mixing.core[1].normal_(std=mixing.key_rank**-0.5)
     else:
-        raise ConfigError(f"{type(mixing).__name__} has no first values")
+        raise ConfigError(f"{type(mixing).__name__} has no initial values")
 
 
 def _mixing_vectors(weight: Tensor, head_dim: float, name: MixingInit) -> Tensor:

@@ -49,7 +49,7 @@ class Ratio:
         return self.high - self.low < abs(self.median - 1)
 
     def __str__(self) -> str:
-        """The ratio, or that there is none to speak of."""
+        """The ratio, or `no difference measured`."""
         if not self.measured:
             return f"no difference measured ({self.low:.2f} to {self.high:.2f})"
         return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
@@ -129,7 +129,7 @@ def compare_calls(before: Call, after: Call, *, seconds: float = 2.0) -> Timing:
     Args:
         before: the first call.
         after: the second call.
-        seconds: about how long to go on, > 0; at least `MIN_PAIRS` pairs are timed.
+        seconds: about how long to measure, > 0; at least `MIN_PAIRS` pairs are timed.
 
     Returns:
         Medians of both, and the ratios of the pairs.
@@ -145,7 +145,7 @@ def compare_all(
     Args:
         before: the call that the others are compared with.
         others: calls by name, at least one.
-        seconds: about how long to go on for each of the others, > 0.
+        seconds: about how long to measure each of the others, > 0.
         min_pairs: timed however long that takes, at least 2.
 
     Returns:

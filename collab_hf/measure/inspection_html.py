@@ -25,16 +25,14 @@ _PANEL = (5.0, 3.4)
 
 
 def require_plots() -> None:
-    """Refuse to go on without the packages that draw and fill in the template.
+    """Refuse to start without the packages that draw and fill in the template.
 
     Raises:
         ConfigError: matplotlib or jinja2 is not installed.
     """
     missing = [name for name in ("matplotlib", "jinja2") if find_spec(name) is None]
     if missing:
-        raise ConfigError(
-            f"--html needs {' and '.join(missing)}; install them with: pip install 'collab-hf[plots]'"
-        )
+        raise ConfigError(f"--html needs {' and '.join(missing)}; run: pip install {' '.join(missing)}")
 
 
 def render(inspection: Inspection) -> str:

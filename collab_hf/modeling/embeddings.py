@@ -35,7 +35,7 @@ class EmbeddingPlan(_Plan):
     section: ClassVar[str] = "embeddings"
 
     def shrink_(self, module: Any, around: nn.Module, where: str) -> list[nn.Module]:
-        """Leave a narrow table and a map in the place of the table, and of every weight tied to it.
+        """Replace the table, and every weight tied to it, with a narrow table and a map.
 
         Args:
             module: the dense token embedding.

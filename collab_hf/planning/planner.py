@@ -132,7 +132,7 @@ def plan_model(
     """
     settings = planned_layers(config, sites)
     if not settings:
-        raise ConfigError("no layer is left to plan: every one has a form or a budget of its own")
+        raise ConfigError("no layer is left to plan, because every layer has its own form or budget")
     if config.target_flops is not None:
         flops_target(config)  # a mistake in it must not come out after minutes of measuring
     seen: list[Batch] = []

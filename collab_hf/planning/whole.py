@@ -39,8 +39,8 @@ def choose_whole(
     except BudgetError as error:
         least = [smallest / most for smallest, most in zip(error.least, dense, strict=True)]
         raise ConfigError(
-            f"no choice of forms is so small: at least {least[0]:.3f} of the layers' operations and "
-            f"{least[1]:.3f} of their parameters stay"
+            f"no choice of forms is that small: at least {least[0]:.3f} of the layers' operations and "
+            f"{least[1]:.3f} of their parameters remain"
         ) from None
     chosen = {name: groups[name][pick] for name, pick in zip(groups, picks, strict=True)}
     return WholePlan(chosen, length, *(int(d) for d in dense_sizes(measured, length)))

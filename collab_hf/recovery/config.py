@@ -63,14 +63,14 @@ class RecoveryConfig:
             (`cls`), `none`, or `auto`: the first token of images, else the mean.
         held_out: share of the batches that are kept back to choose the best state by, in (0, 1).
         evaluations: how often the held-out batches are looked at, spread evenly over the run, >= 1.
-        patience: stop after so many evaluations without a better held-out loss; None to go on.
+        patience: stop after this many evaluations without a better held-out loss; None to train to the end.
         gradient_accumulation: batches per update, >= 1.
         mixed_precision: `no`, `bf16`, or `auto`: what accelerate was launched with.
         cache_gigabytes: memory for the teacher's outputs, so that it runs once per batch, >= 0.
         seed: of the order of the batches.
-        checkpoint_dir: where to keep the state to go on from; None to keep none.
+        checkpoint_dir: where to keep states to resume from; None to keep none.
         checkpoint_every: updates between two states.
-        resume: whether to go on from a state in checkpoint_dir, if there is one.
+        resume: whether to continue from a state in checkpoint_dir, if there is one.
         log: file for one JSON object per update and evaluation; None for none.
         plot: PNG for the curve of the losses, drawn at the end (needs matplotlib); None for none.
 
@@ -103,7 +103,7 @@ class RecoveryConfig:
         if self.steps is not None and self.minutes is not None:
             raise ConfigError("give recovery steps or minutes, not both")
         if self.plot is not None and self.log is None:
-            raise ConfigError("the curve is drawn from the log: give plot and log, or no plot")
+            raise ConfigError("plot draws the curve from the log, so it needs log too")
         self._check_ranges()
         for name, allowed in (
             ("trainable", get_args(Trainable)),

@@ -115,7 +115,7 @@ def check_drawing() -> None:
         ConfigError: matplotlib is not installed.
     """
     if find_spec("matplotlib") is None:
-        raise ConfigError("drawing the curve needs matplotlib: pip install 'collab-hf[plots]'")
+        raise ConfigError("drawing the curve needs matplotlib; run: pip install matplotlib")
 
 
 def draw_curve(lines: list[dict[str, Any]], path: Path) -> None:

@@ -24,7 +24,7 @@ from ..parts.part import LayerwisePart
 _STEP_TOKENS = 2048
 _MOST_TOKENS = 16384
 
-# Inputs and outputs of so many layers are kept at a time, in bytes.
+# Bytes of inputs and outputs that are kept at a time.
 _CACHE_BYTES = 1 << 30
 
 # Every eighth piece judges, the others train.

@@ -1,4 +1,4 @@
-"""States to go on from: directories that appear whole, with safetensors and JSON inside."""
+"""States to resume from: directories that appear whole, with safetensors and JSON inside."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def load_state(directory: Path, fingerprint: str) -> tuple[dict[str, Tensor], di
 
     Args:
         directory: holds the states of one run; may be missing.
-        fingerprint: of the run that wants to go on.
+        fingerprint: of the run that wants to resume.
 
     Returns:
         Tensors and values as they were saved, or None where there is no state.

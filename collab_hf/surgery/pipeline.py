@@ -75,7 +75,7 @@ def compress_checkpoint(
 
     Args:
         model: a Hub id, a local directory, or a transformers model, which is changed in place.
-        output: the directory to make; it appears whole or not at all.
+        output: the directory to make; if anything fails, it does not appear.
         config: what is asked for; by default the forms of queries and keys at the knee of the measured loss.
         calibration: what the model reads: `default` for what ships with the package, `none` for no data, a
             file, a folder, a data set or its id, a list of texts or images, or batches of model inputs.
@@ -107,7 +107,9 @@ def compress_checkpoint(
     data = calibration if recovery_data is None else recovery_data
     work.data = data
     if settings is not None and _is(data, NO_CALIBRATION):
-        raise ConfigError("recovery needs data: give --calibration, or leave out --heal-steps and -minutes")
+        raise ConfigError(
+            "recovery needs data: give --calibration, or leave out --heal-steps and --heal-minutes"
+        )
     check_output(work.output, original=work.place, overwrite=overwrite)
     loaded = work.load()
     size_before = sum(p.numel() * p.element_size() for p in loaded.parameters())

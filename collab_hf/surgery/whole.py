@@ -33,7 +33,7 @@ from ..recovery.blocks import BlockReport, reconstruct_blocks_
 from .report import CompressionReport, LayerReport, WholeReport
 from .speed import Chosen, at_speed, speedup, subsets
 
-# Gradient steps for each block, in the place of those for each layer's queries and keys.
+# Gradient steps for each block, instead of those for each layer's queries and keys.
 BLOCK_STEPS = 60
 
 

@@ -145,7 +145,7 @@ def iterate(
         errors: relative errors so far, the start's at least; each sweep appends its own.
         support: shared dimensions that each head may use, (H, k), or None.
         max_sweeps: most sweeps, those undone included.
-        tol: smallest fall of the relative error per sweep that goes on, as a share of the error.
+        tol: stop when a sweep lowers the relative error by less than this fraction of it.
 
     Returns:
         The last factors.
@@ -175,7 +175,7 @@ def decompose_cp(scores: ScoreTensor, rank: int, *, max_sweeps: int = 100, tol: 
         scores: per-head factors, whitened or not; a query bias is fitted along.
         rank: shared query/key width, 1 to num_heads * head_dim, where the answer is exact.
         max_sweeps: most ALS sweeps.
-        tol: smallest fall of the relative error per sweep that goes on, as a share of the error.
+        tol: stop when a sweep lowers the relative error by less than this fraction of it.
 
     Returns:
         Factors with `mixing["weight"]` of shape (num_heads, rank).

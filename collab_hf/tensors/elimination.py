@@ -99,7 +99,7 @@ class Columns:
         return errors
 
     def _overwrite(self, chosen: Tensor) -> None:
-        """Put the last columns in the place of those that go, and forget the end."""
+        """Move the last columns to where columns were removed, and drop the end."""
         size = len(self.names) - len(chosen)
         stays = torch.ones(len(self.names), dtype=torch.bool, device=chosen.device)
         stays[chosen] = False

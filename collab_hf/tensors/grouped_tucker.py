@@ -78,7 +78,7 @@ def decompose_grouped_tucker(
         head_rank: rank of the core along the heads, 1 to num_heads, or None for a core per head.
         seed: seed of the clustering's random starts.
         max_sweeps: most sweeps.
-        tol: smallest fall of the relative error per sweep that goes on, as a share of the error.
+        tol: stop when a sweep lowers the relative error by less than this fraction of it.
 
     Returns:
         Factors; shared_key has the groups' keys side by side. `mixing` has `query_core`, `group` where groups

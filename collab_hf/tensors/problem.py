@@ -50,7 +50,7 @@ def decompose(
         solver: None for the structured solvers, or a tensorly decomposition such as `tensorly.parafac`.
         seed: seed of every random choice.
         max_sweeps: most sweeps of the alternating solvers; None takes each solver's own.
-        tol: smallest fall of the relative error per sweep that goes on, as a share of the error.
+        tol: stop when a sweep lowers the relative error by less than this fraction of it.
 
     Returns:
         Factors on the scores' device. Their plan is the one given, save that svd narrows score_width to the

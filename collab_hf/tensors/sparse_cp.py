@@ -30,7 +30,7 @@ def decompose_sparse_cp(
         rank: shared query/key width, 1 to num_heads * head_dim.
         dims_per_head: shared dimensions that each head uses, 1 to rank.
         max_sweeps: most sweeps on the final selection; no step before takes more than that either.
-        tol: smallest fall of the relative error per sweep that goes on, as a share of the error.
+        tol: stop when a sweep lowers the relative error by less than this fraction of it.
 
     Returns:
         Factors with `mixing["index"]` and `mixing["weight"]` of shape (num_heads, dims_per_head), indices

@@ -98,7 +98,7 @@ def decompose_tucker(
         scores: per-head factors, whitened or not; a query bias is fitted along.
         ranks: widths of the shared projections and of the score product.
         max_sweeps: most sweeps.
-        tol: smallest fall of the relative error per sweep that goes on, as a share of the error.
+        tol: stop when a sweep lowers the relative error by less than this fraction of it.
 
     Returns:
         Factors with orthonormal shared projections and `mixing["query_core"]`, and `mixing["key_core"]`

@@ -122,7 +122,7 @@ class QueryKeyTrial:
     def solved_options(self, solved: Sequence[tuple[float, Option, float]]) -> tuple[Option, ...]:
         """The options with the errors that sweeps bring them to, without those that others beat then.
 
-        Truncation is the best answer for svd but not for tucker, which would come off too badly beside it,
+        Truncation is the best answer for svd but not for tucker, which would look too bad next to it,
         and the more so where queries and keys have subspaces of their own.
         """
         gains: dict[str, list[tuple[float, float]]] = {}

@@ -41,7 +41,9 @@ def check_kind(model: Model) -> None:
             f"only vocabularies of {', '.join(KINDS)} tokenizers can be trimmed, got {model.get('type')}"
         )
     if model.get("dropout"):
-        raise ConfigError("a BPE tokenizer with dropout reads a text otherwise every time; set it to None")
+        raise ConfigError(
+            "a BPE tokenizer with dropout splits a text differently each time; set dropout to None"
+        )
 
 
 def vocabulary(model: Model) -> dict[str, int]:
