@@ -72,7 +72,10 @@ def test_what_cannot_be_exported_is_said(
     with pytest.raises(ExportError, match="a multiple-choice model has no export"):
         export_onnx(tiny_bert(BertForMultipleChoice), tmp_path / "model.onnx")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ExportError, match=r"needs onnx, onnxruntime, onnxscript; install collab-hf\[onnx\]"):
+    with pytest.raises(
+        ExportError,
+        match=r"needs onnx, onnxruntime, onnxscript; run: pip install onnx onnxruntime onnxscript",
+    ):
         export_onnx(tiny_bert(), tmp_path / "model.onnx")
 
 
