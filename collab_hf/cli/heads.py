@@ -21,7 +21,7 @@ EXAMPLE = "Example: collab-hf heads prune bert-base-uncased -o bert-pruned --sha
 
 app = typer.Typer(
     rich_markup_mode=None,
-    help="Score attention heads, switch them off one at a time, or remove them.",
+    help="Score attention heads, switch them off one at a time, or take them out.",
     epilog=EXAMPLE,
 )
 
@@ -29,11 +29,11 @@ Calibration = Annotated[
     str,
     typer.Option(
         metavar="FILE|FOLDER|DATASET|default",
-        help="Unlabelled examples of what the model reads; `default` takes those that ship with the package.",
+        help="Unlabelled examples of what the model reads; `default` is what ships with the package.",
     ),
 ]
-Examples = Annotated[int, typer.Option(metavar="N", min=1, help="Use at most N examples.")]
-Seed = Annotated[int, typer.Option(metavar="N", help="Seed of every random choice.")]
+Examples = Annotated[int, typer.Option(metavar="N", min=1, help="Examples at most.")]
+Seed = Annotated[int, typer.Option(metavar="N", help="Of every random choice.")]
 
 
 @app.command(cls=AnsweringCommand, epilog="Example: collab-hf heads score bert-base-uncased --json")
@@ -43,11 +43,10 @@ def score(
     examples: Examples = 500,
     per: Annotated[
         Literal["token", "example", "batch"],
-        typer.Option(metavar="WHAT", help="Average absolute gradients of tokens, examples or batches."),
+        typer.Option(metavar="WHAT", help="Absolute value of each token's, example's or batch's gradient."),
     ] = "example",
     normalize: Annotated[
-        bool,
-        typer.Option("--normalize/--no-normalize", help="Divide the scores of each layer by their l2 norm."),
+        bool, typer.Option("--normalize/--no-normalize", help="Divide by the l2 norm of each layer.")
     ] = True,
     seed: Seed = 0,
     dtype: options.Dtype = "auto",
@@ -77,15 +76,15 @@ def ablate(
     model: options.Model,
     task: Annotated[
         Literal["stsb", "accuracy", "agreement"],
-        typer.Option(metavar="TASK", help="stsb, accuracy, or agreement with the unchanged model."),
+        typer.Option(metavar="TASK", help="stsb, accuracy, or agreement with the whole model."),
     ],
     data: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="stsb: TSV of sentence pairs; accuracy: TSV; agreement: text."),
     ] = None,
-    max_examples: Annotated[int, typer.Option(metavar="N", min=2, help="Use at most N examples.")] = 200,
+    max_examples: Annotated[int, typer.Option(metavar="N", min=2, help="Examples at most.")] = 200,
     all_but_one: Annotated[
-        bool, typer.Option("--all-but-one", help="Switch off all heads of the layer but one.")
+        bool, typer.Option("--all-but-one", help="Leave one head of the layer on, instead of taking it off.")
     ] = False,
     seed: Seed = 0,
     dtype: options.Dtype = "auto",
@@ -94,7 +93,7 @@ def ablate(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> Answer:
-    """Switch off one head at a time, and test whether the change is more than chance."""
+    """Switch off one head at a time, and say what it changes and whether that is more than chance."""
     from collab_hf.heads import ablate_heads
 
     if task != "agreement" and data is None:
@@ -119,21 +118,14 @@ def prune(
     model: options.Model,
     output: Annotated[
         Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="DIR",
-            help="Directory for the result; if anything fails, it does not appear.",
-        ),
+        typer.Option("--output", "-o", metavar="DIR", help="Where the result appears, whole or not at all."),
     ],
-    share: Annotated[float, typer.Option(metavar="F", help="Share of all heads to remove, between 0 and 1.")],
+    share: Annotated[float, typer.Option(metavar="F", help="Share of all heads that goes, between 0 and 1.")],
     by: Annotated[
         Literal["compensated", "importance", "random", "reverse"],
-        typer.Option(metavar="ORDER", help="Order of removal: compensated, importance, random or reverse."),
+        typer.Option(metavar="ORDER", help="compensated, importance, random or reverse."),
     ] = "compensated",
-    at_least: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Keep at least N heads in every layer.")
-    ] = 1,
+    at_least: Annotated[int, typer.Option(metavar="N", min=1, help="Heads that stay in every layer.")] = 1,
     calibration: Calibration = "default",
     examples: Examples = 1000,
     seed: Seed = 0,
@@ -146,7 +138,7 @@ def prune(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> Answer:
-    """Remove heads, and refit the output projections to those that stay."""
+    """Take heads out; the output projections are refitted to those that stay."""
     from collab_hf.checkpoint.atomic import check_output
     from collab_hf.config import CollabConfig
     from collab_hf.heads import pruning_plan
