@@ -7,7 +7,7 @@
 
 A group that is measured alone takes its place among the tables that are there, if they are of this machine.
 
-Every ratio is a median of paired times, taken in turns; see collab_hf/bench.py.
+Every ratio is a median of paired times, taken in turns; see collab_hf/measure/bench.py.
 """
 
 from __future__ import annotations
