@@ -232,6 +232,6 @@ def test_the_original_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "models" / "config.json").touch()
     (original / "config.json").touch()
     for output in (original, original.parent):
-        with pytest.raises(CheckpointError, match="holds the model that is read"):
+        with pytest.raises(CheckpointError, match="holds the model to read from"):
             check_output(output, original=original, overwrite=True)
     check_output(original / "inside", original=original)

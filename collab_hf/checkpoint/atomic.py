@@ -180,7 +180,7 @@ def _check_existing(path: Path, original: Path | None, overwrite: bool) -> None:
     if any(path.iterdir()) and not (path / "config.json").is_file():
         raise CheckpointError(f"{path} is no checkpoint (it has no config.json), so it is not overwritten")
     if original and original.exists() and original.resolve().is_relative_to(path.resolve()):
-        raise CheckpointError(f"{path} is the model to read from, so it is not overwritten")
+        raise CheckpointError(f"{path} holds the model to read from, so it is not overwritten")
 
 
 def _kind(path: Path) -> str:
