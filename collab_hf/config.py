@@ -57,7 +57,7 @@ class CollabConfig:
         flops: auto; share of the operations of all layers to keep at most, at `length`, in (0, 1].
         params: auto; share of all parameters to keep at most, embeddings included, in (0, 1].
         size: auto; most that the weights may take on disk, such as `30MB`.
-        parts: what the four above may make smaller; None for every part but the vocabulary.
+        parts: what the four above may make smaller; None for every part.
         length: tokens of a sequence, for `speedup` and `flops`.
         batch_size: sequences at once, for `speedup`.
         plans: forms by part and module, as planning wrote them; they give the same model again.
@@ -137,11 +137,18 @@ class CollabConfig:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} must be a whole number of at least 1, got {value}")
         if self.parts is not None:
-            object.__setattr__(self, "parts", tuple(self.parts))
-            unknown = [part for part in self.parts if part not in PART_NAMES]
-            if unknown or not self.parts:
-                known = ", ".join(PART_NAMES)
-                raise ConfigError(f"parts must be some of {known}, got {', '.join(map(str, self.parts))}")
+            self._check_parts(tuple(self.parts))
+
+    def _check_parts(self, parts: tuple[str, ...]) -> None:
+        object.__setattr__(self, "parts", parts)
+        if "vocabulary" in parts:
+            raise ConfigError(
+                "the vocabulary is not planned with the other parts; trim it first, with "
+                "collab_hf.parts.vocabulary.trim_vocabulary_"
+            )
+        if not parts or any(part not in PART_NAMES for part in parts):
+            known = ", ".join(PART_NAMES)
+            raise ConfigError(f"parts must be some of {known}, got {', '.join(map(str, parts))}")
 
     @property
     def is_whole(self) -> bool:
@@ -252,7 +259,7 @@ class CollabConfig:
 
 # Targets for the whole model, and what they may make smaller.
 WHOLE_TARGETS = ("speedup", "flops", "params", "size")
-PART_NAMES = ("query_key", "heads", "value_output", "feed_forward", "embeddings", "vocabulary")
+PART_NAMES = ("query_key", "heads", "value_output", "feed_forward", "embeddings")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", re.IGNORECASE)
 
 

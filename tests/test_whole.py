@@ -221,6 +221,7 @@ class TestSettings:
             ({"flops": 0.5, "budget": 0.5}, "give one of"),
             ({"flops": 0.5, "method": "cp"}, "flops belongs to method auto"),
             ({"flops": 0.5, "parts": ["heads", "tails"]}, "parts must be some of query_key, heads"),
+            ({"flops": 0.5, "parts": ["vocabulary"]}, "the vocabulary is not planned with the other parts"),
             ({"flops": 0.5, "length": 0}, "length must be a whole number of at least 1, got 0"),
         ],
     )

@@ -102,8 +102,8 @@ PartNames = Annotated[
     str | None,
     typer.Option(
         metavar="LIST",
-        help="Whole model: what may become smaller, of query_key, heads, value_output, feed_forward, "
-        "embeddings and vocabulary, with commas.  [default: all but vocabulary]",
+        help="Whole model: what may become smaller, of query_key, heads, value_output, feed_forward "
+        "and embeddings, with commas.  [default: all]",
     ),
 ]
 Length = Annotated[int | None, typer.Option(metavar="N", help="Tokens a sequence.  [default: 128]")]
