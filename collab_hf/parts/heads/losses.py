@@ -23,7 +23,7 @@ def labelled_loss(model: PreTrainedModel, inputs: Mapping[str, Any], number: int
     Args:
         model: with a task head.
         inputs: with labels, as the head takes them.
-        number: of the batch.
+        number: of the batch, from 0.
 
     Returns:
         The loss, a mean over the batch's examples for every head that transformers has.
@@ -34,7 +34,7 @@ def labelled_loss(model: PreTrainedModel, inputs: Mapping[str, Any], number: int
     loss = getattr(model(**inputs), "loss", None)
     if not isinstance(loss, Tensor):
         raise CalibrationError(
-            f"{type(model).__name__} gave no loss on batch {number}; labelled batches need labels"
+            f"{type(model).__name__} gave no loss on batch {number + 1}; labelled batches need labels"
         )
     return loss
 
