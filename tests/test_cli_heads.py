@@ -127,7 +127,10 @@ def test_prune_in_steps_and_by_kind(collab_hf, model, text, tmp_path):
     )
     assert done.code == 0, done.err
     card = (tmp_path / "steps" / "README.md").read_text()
-    assert "attention heads were left out" in card
+    assert "layers attention heads were left out and the output projection was refitted" in card
+    assert "--config collab_recipe.yaml --heal-steps 0" in card
+    assert " heads left |" in card
+    assert "arXiv:1905.10650" in card
     said = collab_hf(
         "heads", "prune", model, "-o", tmp_path / "no", *options, "--attention", "cross"
     ).complaint

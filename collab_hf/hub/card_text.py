@@ -24,7 +24,7 @@ _HEAL_OPTIONS = {
     "seed": ("--seed", 0),
 }
 _OTHER_PARTS = {
-    "heads": "attention heads were left out",
+    "heads": "attention heads were left out and the output projection was refitted to those that stay",
     "value_output": "value and output projections were made narrower",
     "feed_forward": "feed-forwards have fewer neurons",
 }
@@ -157,7 +157,10 @@ def commands(facts: CardFacts) -> str:
         value = facts.report.get(name)
         if value and value != "auto":
             words += [f"--{name}", last_part(str(value)) if is_path(str(value)) else str(value)]
-    lines = [shlex.join([*words, "--config", RECIPE_FILE])]
+    words += ["--config", RECIPE_FILE]
+    if facts.recipe.get("plans"):  # which recover unless told not to
+        words += ["--heal-steps", "0"]
+    lines = [shlex.join(words)]
     if facts.recovery:
         lines.append(shlex.join(["collab-hf", "heal", place, "-o", "DIR", *_heal_options(facts, original)]))
     return "\n```bash\n" + "\n".join(lines) + "\n```\n"
@@ -188,3 +191,14 @@ def _kind(plan: Any) -> str:
 
 def _layers(count: int) -> str:
     return f"{count} layers" if count > 1 else "one layer"
+
+
+def sources(facts: CardFacts) -> str:
+    """Where methods come from that the model has a part of, one line each."""
+    if not facts.config["collab"].get("heads"):
+        return ""
+    return (
+        "- P. Michel, O. Levy, G. Neubig: Are Sixteen Heads Really Better than One?, "
+        "[arXiv:1905.10650](https://arxiv.org/abs/1905.10650); B. Hassibi, D. Stork: Second order "
+        "derivatives for network pruning: Optimal brain surgeon, NIPS 1992\n"
+    )
