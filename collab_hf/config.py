@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
+from .files import read_size
 from .modeling.errors import ConfigError, RankError
 from .modeling.forms import FORMS
 from .modeling.kinds import checked_kinds, matches
@@ -260,30 +260,10 @@ class CollabConfig:
 # Targets for the whole model, and what they may make smaller.
 WHOLE_TARGETS = ("speedup", "flops", "params", "size")
 PART_NAMES = ("query_key", "heads", "value_output", "feed_forward", "embeddings")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", re.IGNORECASE)
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def read_size(text: str) -> int:
-    """Read a size such as `30MB`.
-
-    Args:
-        text: a number and KB, MB or GB (powers of ten), or bytes alone.
-
-    Returns:
-        Bytes.
-
-    Raises:
-        ConfigError: another form, or zero.
-    """
-    found = _SIZE.fullmatch(str(text).strip())
-    size = 0.0 if found is None else float(found[1]) * 1000 ** "_KMG".index(found[2].upper() or "_")
-    if size < 1:
-        raise ConfigError(f"size must be a number with KB, MB or GB, such as 30MB, got {text!r}")
-    return int(size)
 
 
 # Fields that settle a form, with the value that says nothing.

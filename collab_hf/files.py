@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import warnings
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+
+from .modeling.errors import ConfigError
 
 # What a compressed checkpoint has beside its weights.
 RECIPE_FILE = "collab_recipe.yaml"
@@ -160,3 +163,26 @@ def _outside(path: Path, directory: Path) -> bool:
 
 def _holds(path: Path, directory: Path) -> bool:
     return directory.resolve().is_relative_to(path.resolve())
+
+
+# A number, and perhaps a unit.
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", re.IGNORECASE)
+
+
+def read_size(text: str) -> int:
+    """Read a size such as `30MB`.
+
+    Args:
+        text: a number and KB, MB or GB (powers of ten), or bytes alone.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        ConfigError: another form, or zero.
+    """
+    found = _SIZE.fullmatch(str(text).strip())
+    size = 0.0 if found is None else float(found[1]) * 1000 ** "_KMG".index(found[2].upper() or "_")
+    if size < 1:
+        raise ConfigError(f"size must be a number with KB, MB or GB, such as 30MB, got {text!r}")
+    return int(size)

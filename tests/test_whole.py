@@ -25,9 +25,9 @@ from collab_hf.host.blocks import blocks
 from collab_hf.host.rollback import undone
 from collab_hf.parts.registry import FEED_FORWARDS, HEADS, QUERY_KEY, VALUES
 from collab_hf.planning.measured import measure_parts
-from collab_hf.planning.whole import choose_whole, dense_sizes
+from collab_hf.planning.whole import choose_whole, dense_sizes, given_plan
 from collab_hf.recovery.blocks import reconstruct_blocks_
-from collab_hf.surgery import whole
+from collab_hf.surgery import speed, whole
 
 PARTS = ["query_key", "heads", "value_output", "feed_forward", "embeddings"]
 
@@ -136,6 +136,26 @@ def test_the_joint_plan_is_no_worse_than_any_part_alone(tiny_bert, texts):
             except ConfigError:
                 continue
             assert joint.predicted_loss <= alone.predicted_loss + 1e-12
+
+
+@pytest.mark.parametrize("overhead", [0.0, 0.2])
+def test_speed_is_looked_for_by_timing(overhead, tiny_bert, texts, monkeypatch):
+    """Time that is a share of the operations, and some that is always there."""
+    model = tiny_bert()
+    measured = measure_parts(model, PARTS, CollabConfig(), texts, texts)
+    dense, _ = dense_sizes(measured, 12)
+    timed: list[Any] = []
+    monkeypatch.setattr(speed, "sized", lambda _, plans: timed.append(plans) or plans)
+
+    def speedup(_: Any, plans: Any, __: Any) -> float:
+        operations = given_plan(measured, plans, 12).operations
+        return 1 / (overhead + (1 - overhead) * operations / dense)
+
+    monkeypatch.setattr(speed, "speedup", speedup)
+    found = speed.at_speed(model, measured, CollabConfig(speedup=1.25, length=12), 12)
+    assert 1.25 <= found.speedup <= 1.25 * 1.06  # the options of so small a model are coarse
+    assert len(timed) <= 7
+    assert speed.at_speed(model, measured, CollabConfig(speedup=50.0, length=12), 12) is None
 
 
 class TestParts:

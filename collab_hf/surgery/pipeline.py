@@ -100,9 +100,12 @@ def compress_checkpoint(
     """
     work = _Work(model, Path(output), config or CollabConfig(), loading or Loading(), overwrite, progress)
     work.processor = processor
-    wanted = recover if recover is not None else recovery is not None or work.config.is_whole
+    # A recipe with plans is done once they are built: recovery is not in it, and was asked for beside it.
+    targeted = work.config.is_whole and not work.config.plans
+    wanted = recover if recover is not None else recovery is not None or targeted
     settings = _recovery_settings(work, recovery) if wanted else None
     data = calibration if recovery_data is None else recovery_data
+    work.data = data
     if settings is not None and _is(data, NO_CALIBRATION):
         raise ConfigError("recovery needs data: give --calibration, or leave out --heal-steps and -minutes")
     check_output(work.output, original=work.place, overwrite=overwrite)
@@ -142,6 +145,7 @@ class _Work:
     overwrite: bool
     progress: bool
     processor: Any = None
+    data: Any = None
 
     @property
     def name(self) -> str:
@@ -262,7 +266,7 @@ def _write(
         text = json.dumps({**source, **report.to_dict()}, indent=2, allow_nan=False)
         (directory / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
         if healed is not None:
-            write_recovery(directory, healed)
+            write_recovery(directory, healed, work.data)
         make_card(directory, repo_id=work.output.resolve().name).save(directory / CARD_FILE)
         return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
 

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -24,12 +23,9 @@ from ..planning.whole import choose_whole, dense_sizes
 from ..planning.whole_plan import WholePlan
 
 # Looks for the share of the operations that gives a speed: by the secant rule, until within this of it.
-_SPEED_STEPS = 5
-
-
-_SPEED_SLACK = 0.02
-
-
+_SPEED_STEPS = 7
+_SPEED_SLACK = 0.03
+# Seconds that each pair of models is timed.
 _TIMED_SECONDS = 2.0
 
 
@@ -83,27 +79,46 @@ def speedup(original: PreTrainedModel, compressed: PreTrainedModel, config: Coll
 
 
 def at_speed(model: PreTrainedModel, measured: Measured, config: CollabConfig, length: int) -> Chosen | None:
-    """The plan of least loss that is as fast as asked for, by timing models of the planned sizes."""
+    """The plan of least loss that is as fast as asked for, by timing models of the planned sizes.
+
+    Args:
+        model: the dense model; left as it is.
+        measured: what planning found out about it.
+        config: settings with a speedup.
+        length: tokens of the sequence that operations are counted for.
+
+    Returns:
+        The plan with the most operations among those timed that are fast enough; None where none is.
+    """
     dense, _ = dense_sizes(measured, length)
     wanted = 1 / float(config.speedup or 1.0)
-    share, points = wanted, [(1.0, 1.0)]
+    slow: tuple[float, float] = (1.0, 1.0)  # share of the operations, and time over the original's
+    fast: tuple[float, float] | None = None
     best: Chosen | None = None
+    share = wanted
     for _ in range(_SPEED_STEPS):
         try:
             plan = choose_whole(measured, length, operations=share * dense)
         except ConfigError:
             break
         time = 1 / speedup(model, sized(model, plan.plans()), config)
-        points.append((plan.operations / dense, time))
-        if time <= wanted and (best is None or plan.predicted_loss < best.plan.predicted_loss):
-            best = Chosen(plan, 1 / time)
-        if wanted * (1 - _SPEED_SLACK) <= time <= wanted:
-            break
-        (x0, y0), (x1, y1) = sorted(points, key=lambda point: abs(point[1] - wanted))[:2]
-        slope = (y1 - y0) / (x1 - x0) if x1 != x0 else 1.0
-        aim = wanted * (1 - _SPEED_SLACK / 2)
-        share = float(np.clip(x0 + (aim - y0) / max(slope, 0.1), share / 2, min(1.0, 1.5 * share)))
+        if time <= wanted:
+            fast, best = (share, time), Chosen(plan, 1 / time)
+            if time >= wanted * (1 - _SPEED_SLACK):
+                break
+        else:
+            slow = (share, time)
+        share = _next_share(slow, fast, wanted)
     return best
+
+
+def _next_share(slow: tuple[float, float], fast: tuple[float, float] | None, wanted: float) -> float:
+    """Where the time is expected to be what is wanted, between a slow share and a fast one."""
+    if fast is None:
+        return slow[0] * wanted / slow[1] * (1 - _SPEED_SLACK)
+    aim = wanted * (1 - _SPEED_SLACK / 2)
+    part = (aim - fast[1]) / max(slow[1] - fast[1], 1e-9)
+    return fast[0] + min(0.9, max(0.1, part)) * (slow[0] - fast[0])
 
 
 def subsets(parts: Sequence[str]) -> list[tuple[str, ...]]:

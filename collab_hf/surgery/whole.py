@@ -11,8 +11,9 @@ import torch
 from transformers import PreTrainedModel
 
 from ..calibration.held_out import Batch, split_batches
-from ..config import PART_NAMES, CollabConfig, read_size
+from ..config import PART_NAMES, CollabConfig
 from ..errors import CalibrationError, ConfigError
+from ..files import read_size
 from ..host.adoption import adopt_
 from ..host.blocks import blocks
 from ..host.rollback import undone_on_error
