@@ -52,7 +52,7 @@ def test_prune(order, collab_hf, model, text, tmp_path):
     assert {"collab_recipe.yaml", "collab_report.json", "README.md"} <= {file.name for file in out.iterdir()}
     assert collab_hf("verify", out).code == 0
     again = tmp_path / "again"
-    arguments = ["--config", out / "collab_recipe.yaml", "--calibration", text, "--heal-steps", 0]
+    arguments = ["--config", out / "collab_recipe.yaml", "--calibration", text]
     recipe = collab_hf("compress", model, "-o", again, *arguments)
     assert recipe.code == 0, recipe.err
     assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
@@ -128,7 +128,6 @@ def test_prune_in_steps_and_by_kind(collab_hf, model, text, tmp_path):
     assert done.code == 0, done.err
     card = (tmp_path / "steps" / "README.md").read_text()
     assert "layers attention heads were left out and the output projection was refitted" in card
-    assert "--config collab_recipe.yaml --heal-steps 0" in card
     assert " heads left |" in card
     assert "arXiv:1905.10650" in card
     said = collab_hf(

@@ -157,10 +157,7 @@ def commands(facts: CardFacts) -> str:
         value = facts.report.get(name)
         if value and value != "auto":
             words += [f"--{name}", last_part(str(value)) if is_path(str(value)) else str(value)]
-    words += ["--config", RECIPE_FILE]
-    if facts.recipe.get("plans"):  # which recover unless told not to
-        words += ["--heal-steps", "0"]
-    lines = [shlex.join(words)]
+    lines = [shlex.join([*words, "--config", RECIPE_FILE])]
     if facts.recovery:
         lines.append(shlex.join(["collab-hf", "heal", place, "-o", "DIR", *_heal_options(facts, original)]))
     return "\n```bash\n" + "\n".join(lines) + "\n```\n"
