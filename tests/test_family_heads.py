@@ -40,3 +40,10 @@ def test_a_gate_at_zero_is_a_head_whose_columns_are_zero(name):
         weight[:, width : 2 * width] = 0
     assert difference(run(model, name), off) < 1e-6
     assert difference(off, whole) > 1e-6  # negative control
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_heads_are_scored_without_labels(name):
+    scores = heads.score_heads(build(name), [CASES[name].inputs()], normalize=False)
+    assert all(bool(torch.isfinite(values).all()) for values in scores.importance.values())
+    assert all(float(values.sum()) > 0 for values in scores.importance.values())
