@@ -156,13 +156,14 @@ def speed(model: Any, seen: Sequence[Any], share: float, seconds: float) -> list
 def tables(whole: float, figures: Figures, rows: Sequence[dict[str, Any]]) -> str:
     """The curves in Markdown, and how far each order goes within the allowed loss."""
     header = ["order", *(f"{share:.0%}" for share in SHARES), "goes for less than 1 % of the figure"]
-    lines = [f"{figures.name} / cosine; the whole model has {whole:.4f}", ""]
+    two = figures.name != "cosine"
+    lines = [f"{figures.name}{' / cosine' * two}; the whole model has {whole:.4f}", ""]
     lines += ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for row in rows:
         kept = [worth >= (1 - ALLOWED) * whole for worth, _ in row["figures"]]
         steps = kept.index(False) if False in kept else len(kept)
         reach = f"{SHARES[steps - 1]:.0%}" if steps else f"less than {SHARES[0]:.0%}"
-        cells = [f"{worth:.4f} / {cosine:.3f}" for worth, cosine in row["figures"]]
+        cells = [f"{worth:.4f}" + f" / {cosine:.3f}" * two for worth, cosine in row["figures"]]
         lines.append("| " + " | ".join([row["order"], *cells, reach]) + " |")
     return "\n".join(lines)
 
