@@ -38,13 +38,14 @@ SMALLER = {
     "--lengths 16,128,512 --batch-sizes 1,8": "--lengths 4,8 --batch-sizes 1,2 --seconds 0.01",
     "--max-train 4000 --epochs 2": "--max-train 8 --epochs 1",
     "--only model": "--only minilm",
+    "--stsb stsb_dev.tsv": "--stsb stsb_dev.tsv --pairs 8 --ablated 4 --seconds 0.01",
     "--steps 400": "--steps 2",
     "scripts/bench_speed.py": "scripts/bench_speed.py --seconds 0.01 --out docs/benchmarks",
 }
 # They fetch real checkpoints: tests/test_checkpoints_script.py and tests/test_demo.py run them on made ones.
 FETCHING = ("scripts/checkpoints.py", "scripts/demo.py")
 
-RUN = ("decomposition", "int8", "planning", "recovery", "speed")
+RUN = ("decomposition", "heads", "int8", "planning", "recovery", "speed")
 RUN_APART = bench_decompose.run_apart
 TINY = Shape("tiny", 64, 4, (8,))
 

@@ -23,6 +23,7 @@ from transformers import (
 from ..modeling import modeling_collab
 from ..modeling.errors import CheckpointError, CollabError
 from ..registration import register
+from .former_heads import with_pruned_heads
 from .precheck import check_local, explain_json, explain_pickles
 from .precheck import one_sentence as one_sentence
 from .remote import find_on_hub, is_local
@@ -94,6 +95,7 @@ def _from_pretrained(
     """The model and transformers' loading report."""
     config = AutoConfig.from_pretrained(name, **where)
     _check_config(config, str(name))
+    config = with_pruned_heads(config)
     chosen = _model_class(config, str(name), backbone, where["trust_remote_code"])
     # Lenient about shapes, since transformers' own refusal names no weight.
     given = {"config": config, "dtype": dtype, "ignore_mismatched_sizes": True, **where}

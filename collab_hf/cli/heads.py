@@ -7,39 +7,48 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from collab_hf.cli import options
+from collab_hf.cli import head_pruning, options
 from collab_hf.cli.answers import Answer, AnsweringCommand, start_reporting, table
+from collab_hf.cli.head_options import Attention, Examples, Plot, Seed, example_batches, kinds
 from collab_hf.errors import ConfigError
 from collab_hf.hub.source import Loading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
-    from collab_hf.modeling.shrinking import HeadsPlan
+    from collab_hf.measure.answers import Answers, Metric
+    from collab_hf.parts.heads.losses import Loss
 
-EXAMPLE = "Example: collab-hf heads prune bert-base-uncased -o bert-pruned --share 0.3"
 
 app = typer.Typer(
     rich_markup_mode=None,
     help="Score attention heads, switch them off one at a time, or take them out.",
-    epilog=EXAMPLE,
+    epilog=head_pruning.EXAMPLE,
 )
-
-Calibration = Annotated[
-    str,
-    typer.Option(
-        metavar="FILE|FOLDER|DATASET|default",
-        help="Unlabelled examples of what the model reads; `default` is what ships with the package.",
-    ),
-]
-Examples = Annotated[int, typer.Option(metavar="N", min=1, help="Examples at most.")]
-Seed = Annotated[int, typer.Option(metavar="N", help="Of every random choice.")]
+app.command(cls=AnsweringCommand, epilog=head_pruning.EXAMPLE)(head_pruning.prune)
 
 
 @app.command(cls=AnsweringCommand, epilog="Example: collab-hf heads score bert-base-uncased --json")
 def score(
     model: options.Model,
-    calibration: Calibration = "default",
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            "--calibration",
+            "--data",
+            metavar="FILE|FOLDER|DATASET",
+            help="Examples of what the model reads; with --task a TSV file.  [default: what ships with the "
+            "package]",
+        ),
+    ] = None,
+    task: Annotated[
+        Literal["stsb", "accuracy"] | None,
+        typer.Option(
+            metavar="TASK",
+            help="Use labels: accuracy, columns sentence and label; stsb, columns sentence1, sentence2 and "
+            "score.  [default: none are used]",
+        ),
+    ] = None,
     examples: Examples = 500,
     per: Annotated[
         Literal["token", "example", "batch"],
@@ -48,24 +57,48 @@ def score(
     normalize: Annotated[
         bool, typer.Option("--normalize/--no-normalize", help="Divide by the l2 norm of each layer.")
     ] = True,
+    state: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep the sums there after every batch, and go on from them."),
+    ] = None,
+    plot: Plot = None,
     seed: Seed = 0,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
+    revision: options.Revision = None,
+    subfolder: options.Subfolder = "",
     token: options.Token = None,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> Answer:
-    """Score every head by how much the loss changes with a gate on it, without labels."""
-    from collab_hf.heads import score_heads
+    """Score every head by how much the loss changes with a gate on it, with labels or without."""
+    from collab_hf.heads import heat_map, score_heads
+    from collab_hf.measure.bench_plot import check_plotting
 
+    if task is not None and calibration is None:
+        raise ConfigError(f"task {task} needs --data FILE, a tab-separated file")
+    if plot is not None:
+        check_plotting(plot)
     watched = start_reporting()
-    loading = Loading(dtype, device, None, "", token, trust_remote_code)
+    loading = Loading(dtype, device, revision, subfolder, token, trust_remote_code)
     loaded = loading.model(model)
-    batches = _batches(calibration, loaded, loading.processor(model), examples, seed)
-    scores = score_heads(loaded, batches, per=per, normalize=normalize, seed=seed, progress=watched)
+    batches, loss = _scored(task, calibration or "default", loaded, loading.processor(model), examples, seed)
+    scores = score_heads(
+        loaded,
+        batches,
+        loss=loss,
+        per=per,
+        normalize=normalize,
+        seed=seed,
+        state=state,
+        progress=watched,
+    )
+    if plot is not None:
+        heat_map({n: v.tolist() for n, v in scores.importance.items()}, plot, label="importance")
     rows = scores.rows()
     cells = [[row["layer"], str(row["head"]), f"{row['importance']:.4f}"] for row in rows]
-    return Answer({"model": model, "heads": rows}, table(["layer", "head", "importance"], cells))
+    values = {"model": model, "task": task, "examples": scores.examples, "heads": rows}
+    return Answer(values, table(["layer", "head", "importance"], cells))
 
 
 @app.command(
@@ -80,131 +113,105 @@ def ablate(
     ],
     data: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="stsb: TSV of sentence pairs; accuracy: TSV; agreement: text."),
+        typer.Option(
+            metavar="FILE|FOLDER",
+            help="stsb: TSV with the columns sentence1, sentence2, score; accuracy: with sentence, label; "
+            "agreement: text one a line or a folder of images, by default what ships with the package.",
+        ),
     ] = None,
     max_examples: Annotated[int, typer.Option(metavar="N", min=2, help="Examples at most.")] = 200,
     all_but_one: Annotated[
         bool, typer.Option("--all-but-one", help="Leave one head of the layer on, instead of taking it off.")
     ] = False,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            min=0,
+            help="p-values say whether the loss is more than X, not whether there is an effect.  [default: "
+            "0.01 for agreement, else 0]",
+        ),
+    ] = None,
+    attention: Attention = "",
+    plot: Plot = None,
     seed: Seed = 0,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
+    revision: options.Revision = None,
+    subfolder: options.Subfolder = "",
     token: options.Token = None,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> Answer:
     """Switch off one head at a time, and say what it changes and whether that is more than chance."""
-    from collab_hf.heads import ablate_heads
+    from collab_hf.heads import ablate_heads, effects_by_layer, heat_map, reducible_layers
+    from collab_hf.measure.bench_plot import check_plotting
 
     if task != "agreement" and data is None:
         raise ConfigError(f"task {task} needs --data FILE, a tab-separated file")
+    if plot is not None:
+        check_plotting(plot)
     watched = start_reporting()
-    loading = Loading(dtype, device, None, "", token, trust_remote_code)
+    loading = Loading(dtype, device, revision, subfolder, token, trust_remote_code)
     loaded = loading.model(model)
     answers, metric = _task(task, data, max_examples, loaded, loading.processor(model))
+    allowed = (0.01 if task == "agreement" else 0.0) if tolerance is None else tolerance
     base, effects = ablate_heads(
-        loaded, answers, metric, all_but_one=all_but_one, seed=seed, progress=watched
+        loaded,
+        answers,
+        metric,
+        all_but_one=all_but_one,
+        tolerance=allowed,
+        attention=kinds(attention),
+        seed=seed,
+        progress=watched,
     )
-    values = [vars(effect) for effect in effects]
+    if plot is not None:
+        heat_map(effects_by_layer(effects), plot, label=f"effect on {task}")
     cells = [
         [e.layer, str(e.head), f"{e.metric:.4f}", f"{e.effect:+.4f}", f"{e.p_value:.3f}"] for e in effects
     ]
-    text = table(["layer", "head", task, "effect", "p"], cells) + f"\n\nwhole model: {base:.4f}"
-    return Answer({"model": model, "task": task, "metric": base, "heads": values}, text)
+    lines = [table(["layer", "head", task, "effect", "p"], cells), "", f"whole model: {base:.4f}"]
+    values: dict[str, Any] = {"model": model, "task": task, "metric": base, "tolerance": allowed}
+    values["heads"] = [vars(effect) for effect in effects]
+    if all_but_one:
+        one = values["one_head_serves"] = {name: e.head for name, e in reducible_layers(effects).items()}
+        lines.append(f"layers that one head serves without a loss at p < 0.01: {', '.join(one) or 'none'}")
+    else:
+        lost = sum(e.effect < 0 and e.p_value < 0.01 for e in effects)
+        lines.append(f"heads whose loss has p < 0.01: {lost} of {len(effects)}")
+    return Answer(values, "\n".join(lines))
 
 
-@app.command(cls=AnsweringCommand, epilog=EXAMPLE)
-def prune(
-    model: options.Model,
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="DIR", help="Where the result appears, whole or not at all."),
-    ],
-    share: Annotated[float, typer.Option(metavar="F", help="Share of all heads that goes, between 0 and 1.")],
-    by: Annotated[
-        Literal["compensated", "importance", "random", "reverse"],
-        typer.Option(metavar="ORDER", help="compensated, importance, random or reverse."),
-    ] = "compensated",
-    at_least: Annotated[int, typer.Option(metavar="N", min=1, help="Heads that stay in every layer.")] = 1,
-    calibration: Calibration = "default",
-    examples: Examples = 1000,
-    seed: Seed = 0,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing checkpoint DIR.")
-    ] = False,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    token: options.Token = None,
-    trust_remote_code: options.TrustRemoteCode = False,
-    as_json: options.AsJson = False,
-) -> Answer:
-    """Take heads out; the output projections are refitted to those that stay."""
-    from collab_hf.checkpoint.atomic import check_output
-    from collab_hf.config import CollabConfig
-    from collab_hf.heads import pruning_plan
-    from collab_hf.surgery.pipeline import compress_checkpoint
+def _scored(
+    task: str | None, data: str, model: Any, processor: Any, examples: int, seed: int
+) -> tuple[Iterable[Any], Loss | None]:
+    """What scores are computed on, and the loss; None for the model's own choice."""
+    from collab_hf.measure.labelled import labelled_batches, pair_batches, pair_loss
 
-    check_output(output, original=Path(model), overwrite=overwrite)
-    watched = start_reporting()
-    loading = Loading(dtype, device, None, "", token, trust_remote_code)
-    loaded = loading.model(model)
-    batches = list(_batches(calibration, loaded, loading.processor(model), examples, seed))
-    plans = pruning_plan(loaded, batches, share, by=by, at_least=at_least, seed=seed, progress=watched)
-    if not plans:
-        raise ConfigError(f"a share of {share:g} of this model's heads is less than one head")
-    del loaded
-    settings = {"heads": {name: plan.to_dict() for name, plan in plans.items()}}
-    done = compress_checkpoint(
-        model,
-        output,
-        CollabConfig(plans=settings, parts=("heads",), reconstruct_steps=0, seed=seed),
-        calibration=calibration,
-        calibration_examples=examples,
-        recover=False,
-        loading=loading,
-        overwrite=overwrite,
-        progress=watched,
-    )
-    values = {"model": model, "by": by, "share": share, **done.to_dict()}
-    return Answer(
-        values, _describe(plans, done.report.parameters_before, done.report.parameters_after, output)
-    )
-
-
-def _describe(plans: dict[str, HeadsPlan], before: int, after: int, output: Path) -> str:
-    cells = [[name, str(len(plan.kept)), ", ".join(map(str, plan.kept))] for name, plan in plans.items()]
-    lines = [
-        table(["layer", "heads", "kept"], cells),
-        "",
-        f"whole model: {before:,} -> {after:,} parameters",
-        f"wrote {output}",
-    ]
-    return "\n".join(lines)
-
-
-def _batches(source: str, model: Any, processor: Any, examples: int, seed: int) -> Iterable[Any]:
-    from collab_hf.calibration.examples import load_batches
-
-    return load_batches(source, processor, config=model.config, max_examples=examples, seed=seed)
+    if task == "stsb":
+        return pair_batches(Path(data), examples, processor), pair_loss
+    if task == "accuracy":
+        return labelled_batches(Path(data), examples, processor, model), None
+    return example_batches(data, model, processor, examples, seed), None
 
 
 def _task(
     task: str, data: str | None, max_examples: int, model: Any, processor: Any
-) -> tuple[Callable[[Any], Any], Callable[[Any, Any], float]]:
+) -> tuple[Answers, Metric]:
     """What a model answers, and how good some of the answers are."""
-    import numpy as np
-
-    from collab_hf.measure.answers import agreement_answers, label_answers, pair_answers
+    from collab_hf.measure.answers import (
+        agreement_answers,
+        label_answers,
+        mean_metric,
+        pair_answers,
+        rank_metric,
+    )
 
     if task == "stsb":
-        from scipy.stats import spearmanr
-
         answers, scores = pair_answers(Path(data or ""), max_examples, processor)
-        wanted = np.asarray(scores)
-        return answers, lambda found, rows: float(spearmanr(found[rows], wanted[rows]).statistic)
+        return answers, rank_metric(scores)
     if task == "accuracy":
-        return label_answers(Path(data or ""), max_examples, processor), lambda found, rows: float(
-            found[rows].mean()
-        )
-    batches = _batches(data or "default", model, processor, max_examples, 0)
-    return agreement_answers(model, list(batches)), lambda found, rows: float(found[rows].mean())
+        return label_answers(Path(data or ""), max_examples, processor), mean_metric
+    batches = example_batches(data or "default", model, processor, max_examples, 0)
+    return agreement_answers(model, list(batches)), mean_metric

@@ -220,7 +220,8 @@ def _fields(facts: CardFacts, name: str) -> dict[str, str]:
         "command": card_text.commands(facts),
         "recipe": card_text.recipe(facts),
         "recovery": card_text.recovery(facts),
-        "layers": "\n".join(layer_rows(facts.report, facts.plans)),
+        "layers": "\n".join(layer_rows(facts.report, facts.plans, facts.config["collab"].get("heads") or {})),
+        "sources": card_text.sources(facts),
         "error_note": note if report else "",
         "base_line": f"The original: {linked.rstrip(chr(44))}",
     }

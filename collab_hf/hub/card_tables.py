@@ -31,26 +31,34 @@ def totals_table(report: Mapping[str, Any], weight_bytes: int) -> str:
     return "\n".join(rows)
 
 
-def layer_rows(report: Mapping[str, Any], plans: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def layer_rows(
+    report: Mapping[str, Any],
+    plans: Mapping[str, Mapping[str, Any]],
+    heads: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Iterator[str]:
     """One row a layer: its form, error and parameters.
 
     Args:
         report: collab_report.json, or nothing.
         plans: the layers' forms, as config.json has them.
+        heads: the heads that are left, likewise.
 
     Yields:
         Rows of eight cells.
     """
     reports = {layer["name"]: layer for layer in report.get("layers", ())}
-    for name in reports or plans:
+    heads = heads or {}
+    for name in reports or {**plans, **heads}:
         plan, layer = plans.get(name), reports.get(name, {})
+        left = f", {len(heads[name]['kept'])} heads left" if name in heads else ""
         counts = f"{layer['qk_parameters_before']:,} → {layer['qk_parameters_after']:,}" if layer else ""
         error = f"{layer['relative_error']:.4f}" if layer else ""
         if plan is None:
-            yield f"| {name} | dense | | | | | {error} | {counts} |"
+            yield f"| {name} | dense{left} | | | | | {error} | {counts} |"
             continue
         form = "tied " * plan.get("tied", False) + plan["method"]
         form += f", {plan['key_groups']} key groups" if plan.get("key_groups", 1) > 1 else ""
+        form += left
         yield (
             f"| {name} | {form} | {plan['query_rank']} | {plan['key_rank']} | {plan['score_width']} "
             f"| {plan.get('content_bias', 'exact')} | {error} | {counts} |"

@@ -24,7 +24,7 @@ _HEAL_OPTIONS = {
     "seed": ("--seed", 0),
 }
 _OTHER_PARTS = {
-    "heads": "attention heads were left out",
+    "heads": "attention heads were left out and the output projection was refitted to those that stay",
     "value_output": "value and output projections were made narrower",
     "feed_forward": "feed-forwards have fewer neurons",
 }
@@ -188,3 +188,14 @@ def _kind(plan: Any) -> str:
 
 def _layers(count: int) -> str:
     return f"{count} layers" if count > 1 else "one layer"
+
+
+def sources(facts: CardFacts) -> str:
+    """Where methods come from that the model has a part of, one line each."""
+    if not facts.config["collab"].get("heads"):
+        return ""
+    return (
+        "- P. Michel, O. Levy, G. Neubig: Are Sixteen Heads Really Better than One?, "
+        "[arXiv:1905.10650](https://arxiv.org/abs/1905.10650); B. Hassibi, D. Stork: Second order "
+        "derivatives for network pruning: Optimal brain surgeon, NIPS 1992\n"
+    )

@@ -1,4 +1,4 @@
-"""A model's answers example by example, for paired comparisons."""
+"""A model's answers example by example, and metrics of some of them, for paired comparisons."""
 
 from __future__ import annotations
 
@@ -13,10 +13,41 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from ..host.inputs import evaluating, move, pool, usual_pooling
-from .evaluation import measure_accuracy, pair_cosines
+from .evaluation import pair_cosines, right_answers
 from .tables import read_scores, read_table
 
 Answers = Callable[[PreTrainedModel], NDArray[Any]]
+# Of answers (examples,) and numbers of examples (..., n), the metric of each row of numbers, (...).
+Metric = Callable[[NDArray[Any], NDArray[np.intp]], NDArray[Any]]
+
+
+def mean_metric(answers: NDArray[Any], rows: NDArray[np.intp]) -> NDArray[Any]:
+    """Mean answer: accuracy of right and wrong ones, agreement of cosines."""
+    found: NDArray[Any] = answers[rows].mean(-1)
+    return found
+
+
+def rank_metric(scores: Sequence[float]) -> Metric:
+    """Spearman's correlation of the answers with scores, ties at their mean rank.
+
+    Args:
+        scores: one an example.
+
+    Returns:
+        The metric; 0 where all answers or all scores of a row are equal.
+    """
+    from scipy.stats import rankdata  # here, since it takes half a second to import
+
+    wanted = np.asarray(scores, dtype=np.float64)
+
+    def metric(answers: NDArray[Any], rows: NDArray[np.intp]) -> NDArray[Any]:
+        found, expected = (rankdata(values[rows], axis=-1) for values in (answers, wanted))
+        found, expected = (ranks - ranks.mean(-1, keepdims=True) for ranks in (found, expected))
+        size = np.sqrt((found**2).sum(-1) * (expected**2).sum(-1))
+        correlation: NDArray[Any] = (found * expected).sum(-1) / np.maximum(size, np.finfo(np.float64).tiny)
+        return correlation
+
+    return metric
 
 
 def pair_answers(path: Path, max_examples: int | None, tokenizer: Any) -> tuple[Answers, list[float]]:
@@ -52,12 +83,8 @@ def label_answers(path: Path, max_examples: int | None, tokenizer: Any) -> Answe
         DataError: a file that can't be read.
     """
     rows = read_table(path, ("sentence", "label"), max_examples)
-
-    def answers(model: PreTrainedModel) -> NDArray[Any]:
-        right = [measure_accuracy(model, tokenizer, [text], [label]).accuracy for text, label in rows]
-        return np.asarray(right)
-
-    return answers
+    sentences, labels = [row[0] for row in rows], [row[1] for row in rows]
+    return lambda model: right_answers(model, tokenizer, sentences, labels)
 
 
 def agreement_answers(model: PreTrainedModel, batches: Sequence[Any]) -> Answers:

@@ -13,9 +13,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..calibration.examples import ExampleBatches, load_batches
+from ..calibration.examples import ExampleBatches
 from ..errors import DataError
 from ..host.inputs import Pooling, move, pool
+from .texts import batches_of_texts, label_id
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def pair_cosines(
         One cosine a pair, (pairs,), float64.
     """
     unique = list(dict.fromkeys(sentence for pair in pairs for sentence in pair))
-    batches, order = _batches_of_texts(unique, tokenizer, model, batch_size, max_length)
+    batches, order = batches_of_texts(unique, tokenizer, model, batch_size, max_length)
     embedded = torch.cat([pool(*states) for states in _run(model, batches, progress)])
     rows = {unique[index]: embedding for index, embedding in zip(order, embedded, strict=True)}
     first, second = (torch.stack([rows[pair[side]] for pair in pairs]) for side in (0, 1))
@@ -163,12 +164,45 @@ def measure_accuracy(
         DataError: no classification head, no sentences, or a label that the model does not have.
         CalibrationError: a tokenizer that does not take text.
     """
+    right = right_answers(
+        model, tokenizer, sentences, labels, batch_size=batch_size, max_length=max_length, progress=progress
+    )
+    return Accuracy(float(right.mean()), len(sentences))
+
+
+def right_answers(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    sentences: Sequence[str],
+    labels: Sequence[str],
+    *,
+    batch_size: int = 32,
+    max_length: int = 128,
+    progress: bool = False,
+) -> NDArray[Any]:
+    """Whether a sequence classifier's best label is the right one.
+
+    Args:
+        model: as for `measure_accuracy`, and so on.
+        tokenizer: as AutoTokenizer gives it.
+        sentences: what to classify.
+        labels: one per sentence.
+        batch_size: sentences per batch.
+        max_length: tokens that a sentence is cut to.
+        progress: whether to draw a progress bar on stderr.
+
+    Returns:
+        1 or 0 for each sentence, (sentences,), float64.
+
+    Raises:
+        DataError: as for `measure_accuracy`.
+    """
     if not sentences:
         raise DataError("accuracy needs at least one sentence, got none")
     if not type(model).__name__.endswith("ForSequenceClassification"):
         raise DataError(f"accuracy needs a sequence classifier, got a {type(model).__name__}")
-    wanted = torch.tensor([_label_id(label, model.config) for label in labels])
-    batches, order = _batches_of_texts(sentences, tokenizer, model, batch_size, max_length)
+    wanted = torch.tensor([label_id(label, model.config) for label in labels])
+    batches, order = batches_of_texts(sentences, tokenizer, model, batch_size, max_length)
     with torch.inference_mode():
         guesses = torch.cat(
             [
@@ -176,7 +210,10 @@ def measure_accuracy(
                 for batch in tqdm(batches, desc="Evaluating", unit="batch", disable=not progress)
             ]
         )
-    return Accuracy((guesses == wanted[order]).double().mean().item(), len(sentences))
+    right = torch.empty(len(sentences), dtype=torch.float64)
+    right[torch.tensor(order)] = (guesses == wanted[order]).double()
+    found: NDArray[Any] = right.numpy()
+    return found
 
 
 def measure_agreement(
@@ -215,25 +252,6 @@ def measure_agreement(
     return Agreement(found.mean().item(), found.min().item(), (error / norm) ** 0.5, len(found))
 
 
-def _batches_of_texts(
-    texts: Sequence[str], tokenizer: Any, model: PreTrainedModel, batch_size: int, max_length: int
-) -> tuple[ExampleBatches, list[int]]:
-    """Batches of texts, shortest first, and which text each of their rows is."""
-    batches = load_batches(
-        texts,
-        tokenizer,
-        config=model.config,
-        batch_size=batch_size,
-        max_length=max_length,
-        max_examples=len(texts),
-    )
-    # The batches sort in their own way; which of two equal texts comes first does not matter.
-    places: dict[str, list[int]] = {}
-    for index, text in enumerate(texts):
-        places.setdefault(text.strip(), []).append(index)
-    return batches, [places[text].pop() for text in batches.texts]
-
-
 def _run(
     model: PreTrainedModel, batches: ExampleBatches, progress: bool
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -248,13 +266,3 @@ def _run(
             raise DataError(f"the hidden states of {type(model).__name__} are not finite")
         text = "input_ids" in batch
         yield states, batch.get("attention_mask", torch.ones(states.shape[:2])) if text else None
-
-
-def _label_id(label: str, config: Any) -> int:
-    known = {str(name): int(index) for name, index in (config.label2id or {}).items()}
-    index = known.get(label, int(label) if label.isdecimal() else -1)
-    if not 0 <= index < config.num_labels:
-        raise DataError(
-            f"label {label!r} is none of the model's {config.num_labels}: {', '.join(list(known)[:5])}, ..."
-        )
-    return index

@@ -1,32 +1,22 @@
-"""Which heads go, and what each is worth."""
+"""A model without some of its heads: which go, and what is lost on the way."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..calibration.held_out import Batch, split_batches
-from ..config import CollabConfig
+from ..calibration.held_out import Batch
 from ..errors import ConfigError
+from ..modeling.kinds import checked_kinds
 from ..modeling.shrinking import HeadsPlan
-from ..parts.heads.gates import gated, without
-from ..parts.heads.importance import score_heads
-from ..parts.heads.orders import LossPath, first_to_go, heads_left, merge_paths, order_by, random_order
-from ..parts.heads.sites import Head, head_counts, head_sites
+from ..parts.heads.orders import first_to_go, heads_left, random_order
+from ..parts.heads.sites import Head, removable_heads
 from ..parts.registry import HEADS
-from ..planning.measured import measure_parts
-
-# By which heads go, the first ones first.
-ORDERS = ("compensated", "importance", "random", "reverse")
-
-# Resamples of a paired bootstrap: p-values down to one in a thousand.
-_RESAMPLES = 1000
+from ..planning.head_orders import kept_solutions, output_moments, pruning_order
 
 
 def pruning_plan(
@@ -36,6 +26,8 @@ def pruning_plan(
     *,
     by: str = "compensated",
     at_least: int = 1,
+    attention: tuple[str, ...] = (),
+    steps: int = 1,
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, HeadsPlan]:
@@ -44,11 +36,11 @@ def pruning_plan(
     Args:
         model: a dense transformers model; left as it was found.
         batches: model inputs; `random` alone does without.
-        share: of all heads that go, in (0, 1).
-        by: `compensated` (the optimal brain surgeon's order in each layer, layers compared by the measured
-            divergence of the model's output with the output projection refitted), `importance` (least first),
-            `reverse` (most important first) or `random`.
+        share: of all heads that go, in (0, 1); of those of some kinds of attention, where these are given.
+        by: as for `pruning_order`.
         at_least: heads that stay in every layer.
+        attention: kinds of the layers that may lose heads, as for `CollabConfig`; without any, all.
+        steps: choose in so many steps, each from what is left of the model after the one before.
         seed: of `random` and of sampled outputs.
         progress: whether to draw progress bars on stderr.
 
@@ -56,117 +48,62 @@ def pruning_plan(
         The heads that stay, by layer; layers that keep all are left out.
 
     Raises:
-        ConfigError: a share out of its range, an unknown order, or no data where an order needs some.
+        FamilyError: a model without heads that can go.
+        ConfigError: a share out of its range, an unknown order or kind, or no data where an order needs some.
         RankError: more heads asked for than may go.
     """
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
         raise ConfigError(f"share must be between 0 and 1, the share of all heads that go, got {share}")
-    if by not in ORDERS:
-        raise ConfigError(f"by must be one of {', '.join(ORDERS)}, got {by!r}")
-    counts = head_counts(head_sites(model))
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ConfigError(f"steps must be a whole number of at least 1, got {steps}")
+    counts = removable_heads(model, checked_kinds(attention))
     number = round(share * sum(counts.values()))
-    if by != "random" and batches is None:
-        raise ConfigError(f"heads are ordered by {by} on data; give --calibration, or order them by random")
-    order = _order(model, list(batches or ()), counts, by, seed, progress)
-    gone = first_to_go(order, number, counts, at_least=at_least)
+    first_to_go(random_order(counts), number, counts, at_least=at_least)  # a share that can't go, at once
+    data: list[Batch] = list(batches or ())
+    gone: list[Head] = []
+    for step in range(1, steps + 1):
+        settings: dict[str, Any] = {"by": by, "attention": attention, "seed": seed, "progress": progress}
+        order = pruning_order(model, data, gone=gone, **settings)
+        gone = first_to_go([*gone, *order], number * step // steps, counts, at_least=at_least)
     return {name: HeadsPlan(kept) for name, kept in heads_left(counts, gone).items()}
 
 
-def _order(
+def pruning_curve(
     model: PreTrainedModel,
-    batches: Sequence[Batch],
-    counts: Mapping[str, int],
-    by: str,
-    seed: int,
-    progress: bool,
-) -> list[Head]:
-    if by == "random":
-        return random_order(counts, seed)
-    if by != "compensated":
-        scores = score_heads(model, batches, seed=seed, progress=progress)
-        return order_by(scores.importance, reverse=by == "reverse")
-    seen, held = split_batches(batches)
-    config = CollabConfig(seed=seed)
-    measured = measure_parts(model, [HEADS.name], config, seen, held, progress=progress)
-    paths = {}
-    for name, curve in measured.curves[HEADS.name].items():
-        trial = HEADS.trial(measured.attention[name], config, measured.outputs[name])
-        losses = curve.losses_alone()[::-1]  # options rise in heads; a path begins with all of them
-        paths[name] = LossPath([int(head) for head in trial.path.order], [float(loss) for loss in losses])
-    return merge_paths(paths)
-
-
-@dataclass(frozen=True)
-class HeadEffect:
-    """What happens without a head, or with one head of its layer alone.
-
-    Attributes:
-        layer: the layer's name relative to the base model.
-        head: its number.
-        metric: of the model then.
-        effect: metric minus the whole model's.
-        p_value: share of paired resamples whose difference has the other sign, twice, at most 1.
-    """
-
-    layer: str
-    head: int
-    metric: float
-    effect: float
-    p_value: float
-
-
-def ablate_heads(
-    model: PreTrainedModel,
-    answers: Callable[[PreTrainedModel], NDArray[Any]],
-    metric: Callable[[NDArray[Any], NDArray[np.intp]], float],
+    order: Sequence[Head],
+    shares: Sequence[float],
+    measure: Callable[[PreTrainedModel], float],
     *,
-    all_but_one: bool = False,
-    seed: int = 0,
+    batches: Iterable[Batch] | None = None,
+    at_least: int = 1,
     progress: bool = False,
-) -> tuple[float, list[HeadEffect]]:
-    """Measure a model without each of its heads, one at a time.
+) -> list[float]:
+    """What a model is worth with more and more of its heads gone.
 
     Args:
-        model: a transformers model, dense or compressed; left as it was found.
-        answers: gives the model's answers, one row an example.
-        metric: of the answers of some examples, by their numbers.
-        all_but_one: switch off the other heads of the layer instead.
-        seed: of the resampling.
+        model: a dense transformers model; left as it was found.
+        order: heads in the order they go, as `pruning_order` gives them.
+        shares: of the heads of all layers that the order names, in [0, 1).
+        measure: gives the worth of the model as it is when called.
+        batches: model inputs to refit output projections on; None to take heads out and nothing else.
+        at_least: heads that stay in every layer.
         progress: whether to draw a progress bar on stderr.
 
     Returns:
-        The whole model's metric, and one effect a head.
+        Worths, one a share.
 
-    Source:
-        Michel, Levy, Neubig 2019, arXiv:1905.10650, section 3; Efron & Tibshirani 1993, chapter 16, for the
-        paired bootstrap.
+    Raises:
+        RankError: more heads than may go.
+        CalibrationError: batches that do not run.
     """
-    counts = head_counts(head_sites(model))
-    whole = answers(model)
-    everyone = np.arange(len(whole))
-    base = metric(whole, everyone)
-    draws = np.random.default_rng(seed).integers(0, len(whole), (_RESAMPLES, len(whole)))
-    bases = np.array([metric(whole, draw) for draw in draws])
-    heads = [(name, head) for name, count in counts.items() for head in range(count)]
+    named = {name for name, _ in order}
+    counts = {name: count for name, count in removable_heads(model).items() if name in named}
+    sites = {name: site for name, site in HEADS.sites(model).items() if name in counts}
+    moments = None if batches is None else output_moments(sites, model, batches)
     found = []
-    for name, head in tqdm(heads, desc="Ablating", unit="head", disable=not progress):
-        off = _others(counts, name, head) if all_but_one else [(name, head)]
-        with gated(model, without(model, off)):
-            changed = answers(model)
-        value = metric(changed, everyone)
-        differences = np.array([metric(changed, draw) for draw in draws]) - bases
-        tail = min((differences <= 0).mean(), (differences >= 0).mean())
-        found.append(HeadEffect(name, head, value, value - base, min(1.0, 2 * float(tail))))
-    return base, found
-
-
-def _others(counts: Mapping[str, int], name: str, head: int) -> list[Head]:
-    return [(name, other) for other in range(counts[name]) if other != head]
-
-
-def by_layer(effects: Iterable[HeadEffect]) -> Iterator[tuple[str, list[HeadEffect]]]:
-    """Effects of the heads of each layer."""
-    found: dict[str, list[HeadEffect]] = {}
-    for effect in effects:
-        found.setdefault(effect.layer, []).append(effect)
-    yield from found.items()
+    for share in tqdm(shares, desc="Pruning", unit="share", disable=not progress):
+        gone = first_to_go(order, round(share * sum(counts.values())), counts, at_least=at_least)
+        solutions = kept_solutions(sites, heads_left(counts, gone), moments)
+        with torch.no_grad(), HEADS.replaced(sites, solutions):
+            found.append(measure(model))
+    return found

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ...errors import CalibrationError
 from ...host.inputs import views
+from ...host.states import last_hidden_states
 
 # Of a model and one batch of inputs on its device: the mean over the batch's examples of a loss that asks for
 # gradients. The number tells the batch, so that what is random comes out the same again.
@@ -23,7 +24,7 @@ def labelled_loss(model: PreTrainedModel, inputs: Mapping[str, Any], number: int
     Args:
         model: with a task head.
         inputs: with labels, as the head takes them.
-        number: of the batch.
+        number: of the batch, from 0.
 
     Returns:
         The loss, a mean over the batch's examples for every head that transformers has.
@@ -34,7 +35,7 @@ def labelled_loss(model: PreTrainedModel, inputs: Mapping[str, Any], number: int
     loss = getattr(model(**inputs), "loss", None)
     if not isinstance(loss, Tensor):
         raise CalibrationError(
-            f"{type(model).__name__} gave no loss on batch {number}; labelled batches need labels"
+            f"{type(model).__name__} gave no loss on batch {number + 1}; labelled batches need labels"
         )
     return loss
 
@@ -65,20 +66,12 @@ def sampled_loss(seed: int = 0) -> Loss:
     """
 
     def loss(model: PreTrainedModel, inputs: Mapping[str, Any], number: int) -> Tensor:
-        base, seen = model.base_model, []
-        hook = base.register_forward_hook(lambda _module, _args, output: seen.append(output))
-        try:
-            model(**inputs)
-        finally:
-            hook.remove()
-        hidden = getattr(seen[-1], "last_hidden_state", None) if seen else None
-        if hidden is None:
-            raise CalibrationError(f"{type(base).__name__} gives no hidden states to score heads by")
-        mask = inputs.get("attention_mask")
-        fits = isinstance(mask, Tensor) and mask.shape == hidden.shape[:2]
+        states = last_hidden_states(model, inputs)
+        if not states:
+            raise CalibrationError(f"{type(model).__name__} gives no hidden states to score heads by")
         random = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        found, examples = views(hidden, mask if fits else None), len(hidden)
-        total = torch.zeros((), device=hidden.device)
+        found, examples = [view for s in states for view in views(*s)], len(states[0][0])
+        total = torch.zeros((), device=found[0].device)
         for view in found:
             noise = torch.randn(view.shape, generator=random).to(view)
             size = (view.detach().square().sum() * len(found) / examples).sqrt()

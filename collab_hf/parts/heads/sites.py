@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
 
 from torch import nn
 
 from ...errors import FamilyError
 from ...modeling.attention import CollabAttention
-from ...modeling.families import Family, attention_layers, relative_name, submodule_at
-
-Kind = Literal["encoder", "decoder", "cross"]
-KINDS: tuple[Kind, ...] = ("encoder", "decoder", "cross")
+from ...modeling.families import Family, all_attention_layers, relative_name, submodule_at
+from ...modeling.kinds import check_kinds, matches
 
 # One head: the layer's name relative to the base model, and its number there.
 Head = tuple[str, int]
@@ -27,14 +24,13 @@ class HeadSite:
         name: the layer's name relative to the base model.
         output: the projection that reads all heads side by side.
         num_heads: heads that it has now.
-        kind: `cross` where keys come from another sequence, `decoder` where a token sees no later one, else
-            `encoder`.
+        keeps_heads: why no head can be taken out; None where one can.
     """
 
     name: str
     output: nn.Module
     num_heads: int
-    kind: Kind
+    keeps_heads: str | None = None
 
 
 def head_sites(model: nn.Module) -> dict[str, HeadSite]:
@@ -54,46 +50,63 @@ def head_sites(model: nn.Module) -> dict[str, HeadSite]:
         for child in module.children():
             around.setdefault(child, module)
     known: dict[str, tuple[nn.Module, Family]] = {
-        name: (module, family) for name, module, family in attention_layers(model)
+        name: (module, family) for name, module, family in all_attention_layers(model)
     }
     found = {}
     for path, module in model.named_modules():
         name = relative_name(model, path)
+        reason: str | None = "its queries and keys are compressed"
         if isinstance(module, CollabAttention):
             family = module.collab_family
         elif name in known and known[name][0] is module:
             family = known[name][1]
+            reason = family.refusal(module, "heads")
         else:
             continue
         output = submodule_at(module, around[module], family.output)
-        found[name] = HeadSite(name, output, getattr(module, family.num_heads), _kind(module, family))
+        found[name] = HeadSite(name, output, family.heads(module), reason)
     if not found:
         raise FamilyError(f"{type(model).__name__} has no attention layer that collab_hf knows")
     return found
 
 
-def head_counts(sites: Mapping[str, HeadSite], kinds: tuple[Kind, ...] = KINDS) -> dict[str, int]:
+def head_counts(sites: Mapping[str, HeadSite], attention: tuple[str, ...] = ()) -> dict[str, int]:
     """Numbers of heads by layer, of some kinds of attention.
 
     Args:
         sites: as `head_sites` gives them.
-        kinds: which to count.
+        attention: kinds such as `self` or `decoder-cross`, as for `CollabConfig`; without any, all.
 
     Returns:
         Numbers by name.
 
     Raises:
-        FamilyError: no layer is of these kinds.
+        ConfigError: no layer is of these kinds.
     """
-    found = {name: site.num_heads for name, site in sites.items() if site.kind in kinds}
+    check_kinds(sites, attention)
+    return {name: site.num_heads for name, site in sites.items() if matches(name, attention)}
+
+
+def removable_heads(model: nn.Module, attention: tuple[str, ...] = ()) -> dict[str, int]:
+    """Numbers of heads of the layers that can lose some.
+
+    Args:
+        model: a transformers model.
+        attention: as for `head_counts`.
+
+    Returns:
+        Numbers by name.
+
+    Raises:
+        FamilyError: no attention layer that collab_hf knows, or none whose heads can be taken out.
+        ConfigError: no layer is of these kinds.
+    """
+    sites = head_sites(model)
+    counts = head_counts(sites, attention)
+    found = {name: count for name, count in counts.items() if sites[name].keeps_heads is None}
     if not found:
-        has = ", ".join(dict.fromkeys(site.kind for site in sites.values()))
-        raise FamilyError(f"no attention of the kind {' or '.join(kinds)}; this model has {has}")
+        name = next(iter(counts))
+        raise FamilyError(
+            f"heads of {type(model).__name__} can't be taken out: {sites[name].keeps_heads} ({name})"
+        )
     return found
-
-
-def _kind(module: Any, family: Family) -> Kind:
-    if family.cross:
-        return "cross"
-    causal = getattr(module, "is_causal", False) or getattr(module, "is_decoder", False)
-    return "decoder" if causal else "encoder"
