@@ -14,22 +14,22 @@ Calibration = Annotated[
     str,
     typer.Option(
         metavar="FILE|FOLDER|DATASET|default",
-        help="Unlabelled examples of what the model reads; `default` is what ships with the package.",
+        help="Unlabelled examples of what the model reads; `default` takes those of the package.",
     ),
 ]
-Examples = Annotated[int, typer.Option(metavar="N", min=1, help="Examples at most.")]
+Examples = Annotated[int, typer.Option(metavar="N", min=1, help="Use at most N examples.")]
 Attention = Annotated[
     str,
     typer.Option(
         metavar="KINDS",
-        help="Kinds of layers, with commas: self, cross, encoder, decoder, text, vision, or joined as in "
-        "decoder-cross.  [default: all]",
+        help="Layers to use, with commas: self, cross, encoder, decoder, text, vision, or several joined by "
+        "`-`, such as decoder-cross.  [default: all]",
     ),
 ]
 Plot = Annotated[
     Path | None, typer.Option(metavar="FILE.png", help="Draw a map of all heads (needs matplotlib).")
 ]
-Seed = Annotated[int, typer.Option(metavar="N", help="Of every random choice.")]
+Seed = Annotated[int, typer.Option(metavar="N", help="Seed of every random choice.")]
 
 
 def example_batches(source: str, model: Any, processor: Any, examples: int, seed: int) -> Iterable[Any]:

@@ -23,20 +23,27 @@ def prune(
     model: options.Model,
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="DIR", help="Where the result appears, whole or not at all."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Directory for the result; if anything fails, it does not appear.",
+        ),
     ],
-    share: Annotated[float, typer.Option(metavar="F", help="Share of all heads that goes, between 0 and 1.")],
+    share: Annotated[float, typer.Option(metavar="F", help="Share of all heads to remove, between 0 and 1.")],
     by: Annotated[
         Literal["compensated", "importance", "random", "reverse", "oracle"],
-        typer.Option(metavar="ORDER", help="compensated, importance, random, reverse or oracle."),
+        typer.Option(
+            metavar="ORDER", help="Order of removal: compensated, importance, random, reverse or oracle."
+        ),
     ] = "compensated",
-    at_least: Annotated[int, typer.Option(metavar="N", min=1, help="Heads that stay in every layer.")] = 1,
+    at_least: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Keep at least N heads in every layer.")
+    ] = 1,
     attention: Attention = "",
     steps: Annotated[
         int,
-        typer.Option(
-            metavar="N", min=1, help="Choose in N steps, each from what is left after the one before."
-        ),
+        typer.Option(metavar="N", min=1, help="Choose in N steps, each from the heads that are left."),
     ] = 1,
     calibration: Calibration = "default",
     examples: Examples = 1000,
@@ -52,7 +59,7 @@ def prune(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> Answer:
-    """Take heads out; the output projections are refitted to those that stay."""
+    """Remove heads, and refit the output projections to those that stay."""
     from collab_hf.checkpoint.atomic import check_output
     from collab_hf.config import CollabConfig
     from collab_hf.heads import pruning_plan

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     rich_markup_mode=None,
-    help="Score attention heads, switch them off one at a time, or take them out.",
+    help="Score attention heads, switch them off one at a time, or remove them.",
     epilog=head_pruning.EXAMPLE,
 )
 app.command(cls=AnsweringCommand, epilog=head_pruning.EXAMPLE)(head_pruning.prune)
@@ -37,29 +37,30 @@ def score(
             "--calibration",
             "--data",
             metavar="FILE|FOLDER|DATASET",
-            help="Examples of what the model reads; with --task a TSV file.  [default: what ships with the "
-            "package]",
+            help="Examples of what the model reads; with --task a TSV file.  [default: those that ship with "
+            "the package]",
         ),
     ] = None,
     task: Annotated[
         Literal["stsb", "accuracy"] | None,
         typer.Option(
             metavar="TASK",
-            help="Use labels: accuracy, columns sentence and label; stsb, columns sentence1, sentence2 and "
-            "score.  [default: none are used]",
+            help="Use labels. accuracy: columns sentence and label; stsb: columns sentence1, sentence2 and "
+            "score.  [default: no labels]",
         ),
     ] = None,
     examples: Examples = 500,
     per: Annotated[
         Literal["token", "example", "batch"],
-        typer.Option(metavar="WHAT", help="Absolute value of each token's, example's or batch's gradient."),
+        typer.Option(metavar="WHAT", help="Average absolute gradients of tokens, examples or batches."),
     ] = "example",
     normalize: Annotated[
-        bool, typer.Option("--normalize/--no-normalize", help="Divide by the l2 norm of each layer.")
+        bool,
+        typer.Option("--normalize/--no-normalize", help="Divide the scores of each layer by their l2 norm."),
     ] = True,
     state: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Keep the sums there after every batch, and go on from them."),
+        typer.Option(metavar="FILE", help="Save the sums after every batch, and resume from them."),
     ] = None,
     plot: Plot = None,
     seed: Seed = 0,
@@ -71,7 +72,7 @@ def score(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> Answer:
-    """Score every head by how much the loss changes with a gate on it, with labels or without."""
+    """Score every head by how much the loss changes with a gate on it, with or without labels."""
     from collab_hf.heads import heat_map, score_heads
     from collab_hf.measure.bench_plot import check_plotting
 
@@ -109,26 +110,27 @@ def ablate(
     model: options.Model,
     task: Annotated[
         Literal["stsb", "accuracy", "agreement"],
-        typer.Option(metavar="TASK", help="stsb, accuracy, or agreement with the whole model."),
+        typer.Option(metavar="TASK", help="stsb, accuracy, or agreement with the unchanged model."),
     ],
     data: Annotated[
         str | None,
         typer.Option(
             metavar="FILE|FOLDER",
-            help="stsb: TSV with the columns sentence1, sentence2, score; accuracy: with sentence, label; "
-            "agreement: text one a line or a folder of images, by default what ships with the package.",
+            help="stsb: TSV with the columns sentence1, sentence2 and score. accuracy: TSV with sentence and "
+            "label. agreement: a text file with one a line or a folder of images; by default the "
+            "examples that ship with the package.",
         ),
     ] = None,
-    max_examples: Annotated[int, typer.Option(metavar="N", min=2, help="Examples at most.")] = 200,
+    max_examples: Annotated[int, typer.Option(metavar="N", min=2, help="Use at most N examples.")] = 200,
     all_but_one: Annotated[
-        bool, typer.Option("--all-but-one", help="Leave one head of the layer on, instead of taking it off.")
+        bool, typer.Option("--all-but-one", help="Switch off all heads of the layer but one.")
     ] = False,
     tolerance: Annotated[
         float | None,
         typer.Option(
             metavar="X",
             min=0,
-            help="p-values say whether the loss is more than X, not whether there is an effect.  [default: "
+            help="Test whether the loss is more than X, instead of whether there is one.  [default: "
             "0.01 for agreement, else 0]",
         ),
     ] = None,
@@ -143,7 +145,7 @@ def ablate(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> Answer:
-    """Switch off one head at a time, and say what it changes and whether that is more than chance."""
+    """Switch off one head at a time, and test whether the change is more than chance."""
     from collab_hf.heads import ablate_heads, effects_by_layer, heat_map, reducible_layers
     from collab_hf.measure.bench_plot import check_plotting
 
