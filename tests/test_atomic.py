@@ -153,8 +153,11 @@ def test_a_process_that_is_killed_leaves_what_the_next_run_sweeps(tmp_path: Path
 def test_signals_end_a_command_as_an_interruption(model: Path, tmp_path: Path, number: int) -> None:
     place = tmp_path / "place"
     place.mkdir()
+    # A runner in the background ignores SIGINT and SIGHUP, and its children inherit that.
     script = (
-        "import sys, time\nfrom collab_hf import cli\nimport collab_hf.checkpoint.save as save\n"
+        "import signal, sys, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+        "from collab_hf import cli\nimport collab_hf.checkpoint.save as save\n"
         "write = save.save_checkpoint\n"
         "def slowly(*args, **kwargs):\n    write(*args, **kwargs)\n"
         "    print('at work', flush=True, file=sys.stderr)\n    time.sleep(60)\n"

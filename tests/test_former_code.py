@@ -70,7 +70,7 @@ def test_the_command_says_that_the_code_is_former(
     monkeypatch.setattr(fresh_processes, "_start", lambda directory, route, *_: pytest.fail(route))
     monkeypatch.setattr("collab_hf.checkpoint.verification.check_fresh", lambda *_, **__: None)
     result = collab_hf("verify", former("bert"))
-    assert "without collab_hf: loads by the code of a former version, same outputs" in result.out
+    assert "without collab_hf: loads with the code of a former version, same outputs" in result.out
 
 
 def test_code_is_known_by_its_bytes(former: Former) -> None:

@@ -325,7 +325,7 @@ def test_batches_are_drawn_evenly_and_held_out_ones_never() -> None:
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
         ({"held_out": 1.0}, r"held_out must be in \(0, 1\)"),
         ({"trainable": "some"}, "trainable must be one of factors, attention, blocks, all, got 'some'"),
-        ({"plot": "curve.png"}, "give plot and log"),
+        ({"plot": "curve.png"}, "plot draws the curve from the log"),
         ({"mixed_precision": "fp8"}, "mixed_precision must be one of auto, no, bf16"),
     ],
 )
