@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 from .files import read_size
+from .layout import changed_repr
 from .modeling.errors import ConfigError, RankError
 from .modeling.forms import FORMS
 from .modeling.kinds import checked_kinds, matches
@@ -97,6 +98,8 @@ class CollabConfig:
     batch_size: int = 8
     plans: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
 
+    __repr__ = changed_repr
+
     def __post_init__(self) -> None:
         """Refuse settings that contradict each other."""
         object.__setattr__(self, "attention", checked_kinds(self.attention))
@@ -119,8 +122,8 @@ class CollabConfig:
 
     def _check_whole(self) -> None:
         """Refuse targets for the whole model that are out of range, or beside others."""
-        given = [name for name in WHOLE_TARGETS if getattr(self, name) is not None]
-        others = [n for n in ("budget", *sorted(_TARGETS)) if getattr(self, n) is not None]
+        given = [name for name in self.target if name in WHOLE_TARGETS]
+        others = [name for name in self.target if name not in WHOLE_TARGETS]
         if len(given) > 1 or (given and (others or self.layers)):
             among = [*given, *others, *(["layers"] if self.layers else [])]
             raise ConfigError(f"give one of {', '.join(WHOLE_TARGETS)} alone, got {' and '.join(among)}")
@@ -154,6 +157,12 @@ class CollabConfig:
     def is_whole(self) -> bool:
         """Whether all parts of the model are planned under one budget, or have such plans already."""
         return bool(self.plans) or any(getattr(self, name) is not None for name in WHOLE_TARGETS)
+
+    @property
+    def target(self) -> dict[str, Any]:
+        """The budget or other targets that are asked for, by name."""
+        names = ("budget", *sorted(_TARGETS), *WHOLE_TARGETS)
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def _check_fields_fit_method(self) -> None:
         allowed = _FIELDS_OF_METHOD[self.method]
@@ -220,9 +229,8 @@ class CollabConfig:
         Args:
             names: the model's attention layers.
         """
-        goals = [n for n in ("budget", *sorted(_TARGETS)) if getattr(self, n) is not None]
         settings = [found for name in names if (found := self.for_layer(name)) is not None]
-        for goal in goals:
+        for goal in self.target:
             if not any(getattr(found, goal) == getattr(self, goal) for found in settings):
                 warnings.warn(
                     f"{goal} has no effect, because layers fixes the form of every layer", stacklevel=3

@@ -38,6 +38,7 @@ class Recipe:
         calibration_examples: examples used at most.
         model: the checkpoint that was compressed, by id or by its directory's last name; for the reader.
         versions: of the packages that made it; for the reader.
+        target: the budget or other target that the forms were planned for; for the reader.
     """
 
     config: CollabConfig
@@ -45,6 +46,7 @@ class Recipe:
     calibration_examples: int = DEFAULT_EXAMPLES
     model: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    target: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> dict[str, Any]:
@@ -111,6 +113,7 @@ class Recipe:
         local = Path(self.calibration).expanduser()
         values: dict[str, Any] = {
             "model": self.model,
+            **({"target": dict(self.target)} if self.target else {}),
             **self.config.to_dict(),
             "calibration": local.name if local.exists() else self.calibration,
         }

@@ -44,6 +44,7 @@ from transformers import (
 )
 
 import checkpoints
+from collab_hf.surgery import speed
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -78,6 +79,12 @@ def seeded() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - the global generator is what third-party code draws from
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def quick_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Surgery on a whole model ends with timing it, which is not what most tests are about."""
+    monkeypatch.setattr(speed, "_TIMED_SECONDS", 0.05)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from collab_hf.layout import table as table
 from collab_hf.registration.versions import check_versions
 
 
@@ -63,25 +64,3 @@ def start_reporting() -> bool:
         disable_progress_bars()
         os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # read when datasets is imported, later
     return watched
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Lay out rows of text in columns, numbers to the right.
-
-    Args:
-        header: titles of the columns.
-        rows: cells, as many in each row as in the header.
-
-    Returns:
-        Lines without a newline at the end.
-    """
-    lines = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    numeric = [all(row[column][:1].isdigit() for row in rows) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(line, widths, numeric, strict=True)
-        ).rstrip()
-        for line in lines
-    )

@@ -10,7 +10,6 @@ import typer
 from collab_hf.cli import compress_options as asked
 from collab_hf.cli import options
 from collab_hf.cli.answers import Answer, start_reporting
-from collab_hf.cli.describe import describe
 from collab_hf.cli.heal import describe_recovery
 from collab_hf.hub.source import Loading
 from collab_hf.modeling.errors import ConfigError
@@ -159,7 +158,7 @@ def compress(
         progress=start_reporting(),
     )
     values = {"model": model, **done.to_dict()}
-    lines = [describe(done.report, output, done.file_size)]
+    lines = [str(done.report), f"wrote {output} ({done.file_size / 1e6:.1f} MB of weights)"]
     if done.recovery is not None:
         lines.append(describe_recovery(done.recovery))
     if push_to_hub is not None:

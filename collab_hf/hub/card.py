@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..files import CARD_FILE
 from . import card_text
-from .card_tables import layer_rows, section, totals_table
+from .card_tables import layer_rows, section, size_tables, totals_table
 from .facts import CardFacts, base_model, card_metadata, checked_id, is_hub_id, read_card
 from .paths import hide_paths, is_path, last_part
 
@@ -203,11 +203,12 @@ def _fields(facts: CardFacts, name: str) -> dict[str, str]:
     linked = f"[{base}](https://huggingface.co/{base})" if base else _unpublished(facts)
     auto = facts.by_head(_AUTO_CLASSES) or "AutoModel"
     calibrated = "what the softmax sees on examples" if report.get("calibrated") else "the weights alone"
+    where = "layers" if report.get("whole") else "attention"
     note = f"Relative error: ||T - T^|| / ||T|| of the heads' score matrices, measured on {calibrated}."
     return {
         "title": name.rpartition("/")[2],
         "version": __version__,
-        "summary": f"{linked} made smaller by surgery on its attention. It loads and runs like the original, "
+        "summary": f"{linked} made smaller by surgery on its {where}. It loads and runs like the original, "
         f"a {facts.host}.",
         "totals": totals_table(facts.report, facts.weight_bytes),
         "divergence": card_text.divergence(facts),
@@ -222,7 +223,8 @@ def _fields(facts: CardFacts, name: str) -> dict[str, str]:
         "recovery": card_text.recovery(facts),
         "layers": "\n".join(layer_rows(facts.report, facts.plans, facts.config["collab"].get("heads") or {})),
         "sources": card_text.sources(facts),
-        "error_note": note if report else "",
+        "sizes": size_tables(report),
+        "error_note": note if report and not report.get("whole") else "",
         "base_line": f"The original: {linked.rstrip(chr(44))}",
     }
 

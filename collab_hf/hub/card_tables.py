@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from typing import Any
 
 
@@ -28,7 +29,39 @@ def totals_table(report: Mapping[str, Any], weight_bytes: int) -> str:
         )
     elif after:
         rows.append(f"| weights on disk | | {after / 1e6:.1f} MB | |")
+    before, after = report.get("operations_before"), report.get("operations_after")
+    if before and after:
+        label = f"operations of the layers, {report['length']} tokens"
+        rows.append(f"| {label} | {before / 1e9:.3g} G | {after / 1e9:.3g} G | {after / before:.1%} |")
+    speed = (report.get("whole") or {}).get("measured_speedup")
+    if speed:
+        rows.append(f"| speed on the machine that made it | 1 | {speed:.2f} | |")
     return "\n".join(rows)
+
+
+def size_tables(report: Mapping[str, Any]) -> str:
+    """Sizes of every module before and after, where more than queries and keys has changed.
+
+    Args:
+        report: collab_report.json, or nothing.
+
+    Returns:
+        One table for each kind of module, empty where there is none.
+    """
+    if not report.get("whole"):
+        return ""
+    lines: list[str] = []
+    for kind, group in groupby(report.get("sites", ()), key=lambda site: site["kind"]):
+        members = list(group)
+        columns = [kind.replace("_", " "), *members[0]["sizes"], "parameters", "operations"]
+        lines += ["", f"| {' | '.join(columns)} |", "|---" + "|---:" * (len(columns) - 1) + "|"]
+        for site in members:
+            changes = [*site["sizes"].values(), site["parameters"]]
+            cells = [f"{a:,}" if a == b else f"{a:,} → {b:,}" for a, b in changes]
+            before, after = site["operations"]
+            cells.append(f"{after / before:.1%}" if before else "")
+            lines.append(f"| {' | '.join([site['name'], *cells])} |")
+    return "\n".join(lines)
 
 
 def layer_rows(
@@ -52,7 +85,8 @@ def layer_rows(
         plan, layer = plans.get(name), reports.get(name, {})
         left = f", {len(heads[name]['kept'])} heads left" if name in heads else ""
         counts = f"{layer['qk_parameters_before']:,} → {layer['qk_parameters_after']:,}" if layer else ""
-        error = f"{layer['relative_error']:.4f}" if layer else ""
+        # Under a budget for the whole model errors of the scores are not kept.
+        error = f"{layer['relative_error']:.4f}" if layer and not report.get("whole") else ""
         if plan is None:
             yield f"| {name} | dense{left} | | | | | {error} | {counts} |"
             continue

@@ -113,6 +113,8 @@ def how_it_was_made(facts: CardFacts) -> str:
         modules = facts.config["collab"].get(section)
         if modules:
             sentences.append(f"In {_layers(len(modules))} {text}.")
+    if facts.config["collab"].get("embeddings"):
+        sentences.append("The table of token embeddings is a narrow one and a map to the hidden size.")
     return " ".join([*sentences, "Everything else is the original's."])
 
 

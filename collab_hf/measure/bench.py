@@ -234,9 +234,9 @@ def check_case(model: PreTrainedModel, case: Case) -> None:
 
 
 def image_length(model: PreTrainedModel) -> int | None:
-    """Tokens that an image of the model's own size becomes, its class token included; None for text."""
+    """Tokens that an image of the model's own size becomes, its class token included; None for others."""
     config: Any = model.config
-    if model.main_input_name != "pixel_values":
+    if model.main_input_name != "pixel_values" or not hasattr(config, "image_size"):
         return None
     sizes = [s if isinstance(s, list | tuple) else (s, s) for s in (config.image_size, config.patch_size)]
     return int(math.prod(size // patch for size, patch in zip(*sizes, strict=True))) + 1
@@ -254,6 +254,8 @@ def forward_call(model: PreTrainedModel, case: Case) -> Call:
     """
     inputs = example_inputs(model, batch=case.batch_size, length=case.length)
     inputs.pop("attention_mask", None)
+    if getattr(model.config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = inputs["input_ids"]
     ready = move(inputs, model.device, model.dtype)
     return lambda: model(**ready)
 

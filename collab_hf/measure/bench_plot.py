@@ -11,18 +11,18 @@ from ..modeling.errors import ConfigError
 from .bench import Measurement
 
 
-def check_plotting(file: Path) -> None:
+def check_plotting(file: Path | None) -> None:
     """Refuse a plot that can't be made, before anything is measured.
 
     Args:
-        file: where it is to go.
+        file: where it is to go; None where it is not written.
 
     Raises:
         ConfigError: matplotlib is not installed, or the name does not end in .png.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("a plot needs matplotlib; install it with `pip install matplotlib`")
-    if file.suffix.lower() != ".png":
+    if file is not None and file.suffix.lower() != ".png":
         raise ConfigError(f"a plot is a .png file, got {file.name!r}")
 
 

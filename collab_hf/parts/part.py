@@ -76,9 +76,11 @@ class Part(ABC):
 
     Attributes:
         name: as `--parts` and config.json name it.
+        size_name: what reports call `size`.
     """
 
     name: ClassVar[str]
+    size_name: ClassVar[str]
 
     @abstractmethod
     def sites(self, model: nn.Module) -> Mapping[str, Any]:
@@ -92,6 +94,18 @@ class Part(ABC):
 
         Raises:
             FamilyError: there is none that collab_hf knows, or one is compressed already.
+        """
+
+    @abstractmethod
+    def size(self, plan: Any, shape: Any) -> int:
+        """The one number that tells people how small a form is: a count, a width or a rank.
+
+        Args:
+            plan: the form, or None for dense.
+            shape: sizes of the dense site.
+
+        Returns:
+            The number.
         """
 
     @abstractmethod

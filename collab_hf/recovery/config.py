@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ..layout import changed_repr
 from ..modeling.errors import ConfigError
 
 Trainable = Literal["factors", "attention", "blocks", "all"]
@@ -34,6 +35,8 @@ class LossWeights:
     similarity: float = 10.0
     logits: float = 1.0
     attention: float = 0.0
+
+    __repr__ = changed_repr
 
     def __post_init__(self) -> None:
         """Refuse weights that leave nothing to learn from."""
@@ -97,6 +100,8 @@ class RecoveryConfig:
     resume: bool = True
     log: Path | str | None = None
     plot: Path | str | None = None
+
+    __repr__ = changed_repr
 
     def __post_init__(self) -> None:
         """Refuse values out of their range."""

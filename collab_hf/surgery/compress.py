@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..errors import ConfigError
 from ..host.adoption import adopt_
 from ..host.rollback import undone_on_error
 from ..host.sites import AttentionSites
+from ..measure.bench import image_length
 from ..modeling.kinds import check_kinds
 from ..modeling.plans import QUERY_KEY
 from ..parts.part import LayerwisePart
@@ -26,6 +27,7 @@ from ..recovery.reconstruction import Reconstruction, reconstruct
 from ..tensors.factors import SharedFactors
 from ..tensors.moments import LayerStatistics
 from .report import CompressionReport, LayerReport
+from .sites import query_key_reports
 from .whole import compress_whole_
 
 
@@ -65,24 +67,36 @@ def compress_(
     part = PARTS["query_key"]
     sites = part.sites(model)
     _candidates(part, sites, config)  # ranks that don't fit come out before any work
-    prepared = _prepare(model, part, sites, config, calibration, progress)
+    prepared, target = _prepare(model, part, sites, config, calibration, progress), config.target
     config, statistics, divergence = prepared.config, prepared.statistics, prepared.divergence
-    chosen, plans = _candidates(part, sites, config)
+    chosen, candidates = _candidates(part, sites, config)
     before = sum(p.numel() for p in model.parameters())
     factors: dict[str, SharedFactors] = {}
     for name in tqdm(chosen, desc="Decomposing", unit="layer", disable=not progress):
         moments = None if statistics is None else statistics[name]
-        factors[name] = part.solve(sites[name], chosen[name], plans[name], moments)
+        factors[name] = part.solve(sites[name], chosen[name], candidates[name], moments)
     better = _reconstruct(model, part, sites, factors, prepared.seen, config, progress)
     with undone_on_error(model):
         for name, result in factors.items():
             part.install_(sites[name], better[name].solution if name in better else result)
-        adopt_(model, {QUERY_KEY: {name: result.plan for name, result in factors.items()}})
+        plans = {name: result.plan for name, result in factors.items()}
+        adopt_(model, {QUERY_KEY: plans})
         measured = None if divergence is None else divergence.measure()
     reports = [LayerReport.of(site, factors.get(name), better.get(name)) for name, site in sites.items()]
     after = sum(p.numel() for p in model.parameters())
-    losses = prepared.predicted_loss, measured
-    return CompressionReport(tuple(reports), before, after, statistics is not None, config, *losses)
+    length = image_length(model) or config.length
+    return CompressionReport(
+        tuple(reports),
+        before,
+        after,
+        statistics is not None,
+        config,
+        prepared.predicted_loss,
+        measured,
+        sites=query_key_reports(model, sites, plans, prepared.losses, length),
+        length=length,
+        target=target,
+    )
 
 
 @dataclass(frozen=True)
@@ -94,6 +108,7 @@ class _Prepared:
     seen: Sequence[Mapping[str, Any]] = ()
     predicted_loss: float | None = None
     divergence: Divergence | None = None
+    losses: Mapping[str, float | None] = field(default_factory=dict)
 
 
 def _prepare(
@@ -109,7 +124,8 @@ def _prepare(
         if not plan.measured:
             return _Prepared(plan.config, plan.statistics, plan.seen)
         divergence = Divergence(model, plan.held_out)
-        return _Prepared(plan.config, plan.statistics, plan.seen, plan.predicted_loss, divergence)
+        losses = {name: option.loss for name, option in plan.options.items()}
+        return _Prepared(plan.config, plan.statistics, plan.seen, plan.predicted_loss, divergence, losses)
     if calibration is None or isinstance(calibration, Mapping):
         return _Prepared(config, calibration)
     batches = list(calibration)

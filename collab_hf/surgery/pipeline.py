@@ -129,6 +129,7 @@ def compress_checkpoint(
         calibration_examples,
         work.public_name,
         current_versions(),
+        report.target,
     )
     size = _write(work, loaded, recipe, report, healed, size_before)
     if settings is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..config import CollabConfig
 from ..host.sites import AttentionSite
@@ -14,6 +15,12 @@ from ..parts.query_key.costs import break_even_length
 from ..recovery.blocks import BlockReport
 from ..recovery.reconstruction import Reconstruction
 from ..tensors.factors import SharedFactors
+from .report_html import report_html
+from .report_text import report_text
+from .sites import Change, SiteReport, total
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,8 @@ class WholeReport:
         blocks: relative error of each block's output before and after reconstruction, on held-out
             calibration examples; empty without reconstruction.
         predicted_speedup: of the forms, on this machine; None where speed was not asked for.
-        measured_speedup: of the compressed model.
+        measured_speedup: of the compressed model, timed in turns with the original at the settings' length
+            and batch size; None where no random input of that length fits the model.
     """
 
     plans: Mapping[str, Mapping[str, Any]]
@@ -103,7 +111,7 @@ class WholeReport:
 
 @dataclass(frozen=True)
 class CompressionReport:
-    """What `compress_` did.
+    """What `compress_` did; `print` shows it as tables, and notebooks with bars.
 
     Attributes:
         layers: one report per attention layer, in the model's order.
@@ -116,6 +124,11 @@ class CompressionReport:
         measured_loss: divergence of the compressed model's hidden states from the original's on the same
             examples, which neither statistics nor reconstruction saw.
         whole: what happened to the other parts of the model; None where queries and keys alone were.
+        sites: every module of the layers, before and after; token embeddings too under a budget for the whole
+            model.
+        length: tokens of the sequence that their operations are counted for.
+        target: the budget or other target that was asked for, by its name in the settings; empty where ranks
+            were, or nothing.
     """
 
     layers: tuple[LayerReport, ...]
@@ -126,6 +139,37 @@ class CompressionReport:
     predicted_loss: float | None = None
     measured_loss: float | None = None
     whole: WholeReport | None = None
+    sites: tuple[SiteReport, ...] = ()
+    length: int = 128
+    target: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Tables of the modules, and a line for each thing that was measured."""
+        return report_text(self)
+
+    def _repr_html_(self) -> str:
+        return report_html(self)
+
+    def plot(self, file: str | Path | None = None) -> Figure:
+        """Draw the parameters of every module before and after.
+
+        Args:
+            file: PNG to write; None for none.
+
+        Returns:
+            The matplotlib figure, which a notebook shows.
+
+        Raises:
+            ConfigError: matplotlib is not installed, or the name does not end in .png.
+        """
+        from .report_plot import plot
+
+        return plot(self, None if file is None else Path(file))
+
+    @property
+    def operations(self) -> Change:
+        """Floating-point operations of all layers for one sequence, before and after."""
+        return total(site.operations for site in self.sites)
 
     @property
     def qk_parameters_before(self) -> int:
@@ -148,7 +192,9 @@ class CompressionReport:
         values["config"] = self.config.to_dict()
         for layer, report in zip(values["layers"], self.layers, strict=True):
             layer["plan"] = None if report.plan is None else report.plan.to_dict()
-        values["layers"] = list(values["layers"])
+        for name in ("layers", "sites"):
+            values[name] = list(values[name])
+        values["target"] = dict(self.target)
         if self.whole is None:
             del values["whole"]
         else:
@@ -158,4 +204,5 @@ class CompressionReport:
                 for part, plans in self.whole.plans.items()
             }
         totals = ("qk_parameters_before", "qk_parameters_after", "mean_relative_error")
-        return {**values, **{name: getattr(self, name) for name in totals}}
+        operations = dict(zip(("operations_before", "operations_after"), self.operations, strict=True))
+        return {**values, **{name: getattr(self, name) for name in totals}, **operations}

@@ -11,8 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..config import CollabConfig
-from ..errors import ConfigError
-from ..measure.bench import Case, compare_calls, forward_call
+from ..errors import ConfigError, ExportError
+from ..host.inputs import evaluating, example_inputs
+from ..measure.bench import Case, check_case, compare_calls, forward_call
 from ..modeling.modeling_collab import changed_modules
 from ..modeling.plans import Plans, apply_plans_
 from ..parts.query_key.methods import METHODS
@@ -72,10 +73,32 @@ def with_copies(plans: Plans, model: nn.Module) -> Plans:
 
 def speedup(original: PreTrainedModel, compressed: PreTrainedModel, config: CollabConfig) -> float:
     """How many times as fast a model is, timed in turns with the original."""
-    case = Case(config.batch_size, config.length, threads=torch.get_num_threads())
-    calls = [forward_call(model.eval(), case) for model in (original, compressed)]
-    with torch.inference_mode():
+    case = _case(config)
+    calls = [forward_call(model, case) for model in (original, compressed)]
+    with evaluating(original), evaluating(compressed), torch.inference_mode():
         return compare_calls(*calls, seconds=_TIMED_SECONDS).throughput.median
+
+
+def runs_at(model: PreTrainedModel, config: CollabConfig) -> bool:
+    """Whether there are random inputs of the settings' length that a model takes.
+
+    Args:
+        model: any.
+        config: settings with length and batch size.
+
+    Returns:
+        False for models of neither text nor images, and for texts longer than the model's positions.
+    """
+    try:
+        check_case(model, _case(config))
+        example_inputs(model, batch=1, length=config.length)
+    except (ConfigError, ExportError):
+        return False
+    return True
+
+
+def _case(config: CollabConfig) -> Case:
+    return Case(config.batch_size, config.length, threads=torch.get_num_threads())
 
 
 def at_speed(model: PreTrainedModel, measured: Measured, config: CollabConfig, length: int) -> Chosen | None:

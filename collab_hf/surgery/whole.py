@@ -31,7 +31,8 @@ from ..planning.whole import choose_whole, dense_sizes, given_plan
 from ..planning.whole_plan import WholePlan
 from ..recovery.blocks import BlockReport, reconstruct_blocks_
 from .report import CompressionReport, LayerReport, WholeReport
-from .speed import Chosen, at_speed, speedup, subsets
+from .sites import whole_reports
+from .speed import Chosen, at_speed, runs_at, speedup, subsets
 
 # Gradient steps for each block, instead of those for each layer's queries and keys.
 BLOCK_STEPS = 60
@@ -77,22 +78,27 @@ def compress_whole_(
         plans = build_(model, measured, chosen.plan, config)
         reports = _reconstruct_(model, original, seen, config, progress)
         loss = Divergence.between(model, original, held)
-        speed = None if config.speedup is None else speedup(original, model, config)
-    whole = WholeReport(
-        plans,
-        config.length,
-        chosen.plan.dense_operations,
-        chosen.plan.operations,
-        reports,
-        chosen.speedup,
-        speed,
-    )
+        speed = speedup(original, model, config) if runs_at(model, config) else None
+    plan, length = chosen.plan, chosen.plan.length
+    whole = WholeReport(plans, length, plan.dense_operations, plan.operations, reports, chosen.speedup, speed)
     layers = tuple(_layer_report(site, plans) for site in measured.attention.values())
     after = sum(p.numel() for p in model.parameters())
     resolved = replace(
         config, speedup=None, flops=None, params=None, size=None, hold_out=True, plans=_settings(plans)
     )
-    return CompressionReport(layers, before, after, True, resolved, chosen.plan.predicted_loss, loss, whole)
+    return CompressionReport(
+        layers,
+        before,
+        after,
+        True,
+        resolved,
+        None if config.plans else plan.predicted_loss,
+        loss,
+        whole,
+        whole_reports(measured, plan, with_losses=not config.plans),
+        length,
+        config.target,
+    )
 
 
 def _reconstruct_(

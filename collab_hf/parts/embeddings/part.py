@@ -26,13 +26,19 @@ class Embeddings(Part):
 
     Attributes:
         name: as `--parts` and config.json name it.
+        size_name: what reports call `size`.
     """
 
     name = "embeddings"
+    size_name = "rank"
 
     def sites(self, model: nn.Module) -> dict[str, EmbeddingSite]:
         """The token embedding of a model by its name; none where inputs are no tokens."""
         return embedding_sites(model)
+
+    def size(self, plan: EmbeddingPlan | None, shape: EmbeddingShape) -> int:
+        """Columns of the table."""
+        return shape.hidden_size if plan is None else plan.rank
 
     def parameters(self, plan: EmbeddingPlan | None, shape: EmbeddingShape) -> int:
         """Numbers of table and map; a tied head has none of its own."""

@@ -29,6 +29,7 @@ class FeedForwards(ShrinkingPart):
     """The neurons of feed-forward layers, plain or gated."""
 
     name = "feed_forward"
+    size_name = "neurons"
 
     def sites(self, model: nn.Module) -> dict[str, FeedForwardSite]:
         """The feed-forwards of a model, by name."""
@@ -37,6 +38,10 @@ class FeedForwards(ShrinkingPart):
     def output(self, site: FeedForwardSite) -> Any:
         """The projection that reads the neurons."""
         return site.at(site.family.down)
+
+    def size(self, plan: FeedForwardPlan | None, shape: FeedForwardShape) -> int:
+        """Neurons."""
+        return shape.width if plan is None else plan.width
 
     def parameters(self, plan: FeedForwardPlan | None, shape: FeedForwardShape) -> int:
         """Weights of the projections and the biases of the neurons."""

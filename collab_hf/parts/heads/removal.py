@@ -22,6 +22,7 @@ class Heads(ShrinkingPart):
     """The heads of attention layers."""
 
     name = "heads"
+    size_name = "heads"
 
     def sites(self, model: Any) -> AttentionSites:
         """The attention layers of a model, by name."""
@@ -30,6 +31,10 @@ class Heads(ShrinkingPart):
     def output(self, site: AttentionSite) -> Any:
         """The projection that reads all heads."""
         return site.at(site.family.output)
+
+    def size(self, plan: HeadsPlan | None, shape: AttentionShape) -> int:
+        """Heads."""
+        return shape.num_heads if plan is None else len(plan.kept)
 
     def parameters(self, plan: HeadsPlan | None, shape: AttentionShape) -> int:
         """Weights and biases of query, key, value and output, the output's bias aside."""

@@ -38,9 +38,13 @@ class QueryKey(LayerwisePart):
     """Query and key projections of all heads of an attention layer, in shared form."""
 
     name = "query_key"
+    size_name = "score width"
 
     def sites(self, model: nn.Module) -> AttentionSites:  # noqa: D102
         return attention_sites(model)
+
+    def size(self, plan: LayerPlan | None, shape: AttentionShape) -> int:  # noqa: D102
+        return shape.head_dim if plan is None else plan.score_width
 
     def parameters(self, plan: LayerPlan | None, shape: AttentionShape) -> int:  # noqa: D102
         return shape.dense_parameters if plan is None else plan.num_parameters(shape)

@@ -28,6 +28,7 @@ class Values(ShrinkingPart):
     """The values of attention layers and the columns of the output projection that read them."""
 
     name = "value_output"
+    size_name = "value width"
 
     def sites(self, model: nn.Module) -> AttentionSites:
         """The attention layers of a model, by name."""
@@ -36,6 +37,10 @@ class Values(ShrinkingPart):
     def output(self, site: AttentionSite) -> Any:
         """The projection that reads all heads."""
         return site.at(site.family.output)
+
+    def size(self, plan: ValuePlan | None, shape: AttentionShape) -> int:
+        """Width of one head's values."""
+        return shape.head_dim if plan is None else plan.width
 
     def parameters(self, plan: ValuePlan | None, shape: AttentionShape) -> int:
         """Weights of value and output and the biases of the values."""
