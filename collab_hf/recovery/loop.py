@@ -44,7 +44,7 @@ def recover_(
     give the same result, but for rounding, on any number of processes.
 
     Args:
-        student: a model that `compress_` compressed.
+        student: a model that `compress_` compressed, or any of the teacher's depth where all of it trains.
         teacher: the original, with the same head; left as it is.
         batches: model inputs (dicts of tensors), read once and kept in memory. The similarities are those
             within a batch; batches of texts of one length spare padding.
@@ -55,7 +55,7 @@ def recover_(
         Held-out loss and agreement before and after.
 
     Raises:
-        FamilyError: the student has no compressed layer.
+        FamilyError: the student has no compressed layer, and `trainable` is not `all`.
         RecoveryError: no batches, batches that a model refuses, a teacher that does not fit the student, a
             loss that is not finite, or a state of another run in config.checkpoint_dir.
         ConfigError: a mixed precision that recovery does not run in, or a plot without matplotlib.

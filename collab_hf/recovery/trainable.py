@@ -19,19 +19,20 @@ def trainable_parameters(student: nn.Module, which: Trainable) -> dict[str, nn.P
     """The parameters that recovery trains.
 
     Args:
-        student: a compressed model.
+        student: a model that is smaller than its original, of its depth.
         which: `factors`, `attention`, `blocks` or `all`.
 
     Returns:
         Parameters by name, each once, in the model's order.
 
     Raises:
-        FamilyError: the model has no compressed layer.
+        FamilyError: the model has no compressed layer, and not all of it is to train.
     """
     made = [(part, module) for part in PARTS.values() for _, module in part.converted(student)]
-    if not made:
+    if not made and which != "all":
         raise FamilyError(
-            f"{type(student).__name__} has no compressed layer to recover; run compress_ on it first"
+            f"{type(student).__name__} has no compressed layer to recover; "
+            "run compress_ on it first, or train all of it"
         )
     if which == "all":
         chosen = list(student.parameters())
