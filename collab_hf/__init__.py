@@ -10,6 +10,8 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__
+
 if TYPE_CHECKING:
     from .calibration import collect_statistics as collect_statistics
     from .calibration import load_batches as load_batches
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
     from .surgery import compress_ as compress_
     from .surgery import compress_checkpoint as compress_checkpoint
     from .surgery import to_dense_ as to_dense_
-
-__version__ = "0.1.0"
 
 _HOME = {
     "CollabConfig": "config",

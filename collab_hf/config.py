@@ -13,7 +13,7 @@ from .files import read_size
 from .modeling.errors import ConfigError, RankError
 from .modeling.forms import FORMS
 from .modeling.kinds import checked_kinds, matches
-from .modeling.plan import ContentBias
+from .modeling.shapes import ContentBias
 
 
 @dataclass(frozen=True)

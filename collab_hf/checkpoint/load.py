@@ -22,7 +22,6 @@ from transformers import (
 
 from ..modeling import modeling_collab
 from ..modeling.errors import CheckpointError, CollabError
-from ..registration import register
 from .former_heads import with_pruned_heads
 from .precheck import check_local, explain_json, explain_pickles
 from .precheck import one_sentence as one_sentence
@@ -69,7 +68,6 @@ def load_model(
         CheckpointError: the checkpoint is absent, corrupt, quantised, of an unknown architecture, lacks
             weights, or has weights that its class does not read.
     """
-    register()
     where = {"subfolder": subfolder, **_find(name, revision, subfolder, token)}
     where["trust_remote_code"] = trust_remote_code
     local = Path(name) / subfolder if is_local(name) else None
@@ -126,7 +124,6 @@ def load_processor(name: str | Path, **where: Any) -> Any:
     Raises:
         CheckpointError: the checkpoint's directory has files of one that can't be read.
     """
-    register()
     reasons = []
     for auto in (AutoTokenizer, AutoImageProcessor):
         try:

@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..files import CARD_FILE
+from ..version import __version__
 from . import card_text
 from .card_tables import layer_rows, section, totals_table
 from .facts import CardFacts, base_model, card_metadata, checked_id, is_hub_id, read_card
@@ -197,8 +198,6 @@ def _taken_over(source: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fields(facts: CardFacts, name: str) -> dict[str, str]:
-    from .. import __version__
-
     base, report = base_model(facts), facts.report
     linked = f"[{base}](https://huggingface.co/{base})" if base else _unpublished(facts)
     auto = facts.by_head(_AUTO_CLASSES) or "AutoModel"
