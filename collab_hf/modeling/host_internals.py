@@ -80,7 +80,8 @@ def heads_of(model_type: str) -> dict[str, str]:
         model_type: such as `bert`.
 
     Returns:
-        `AutoModelForMaskedLM` -> `BertForMaskedLM`, and so on; the first where there are several.
+        `AutoModelForMaskedLM` -> `BertForMaskedLM`, and so on; the first where there are several. A class that
+        reads another type's config is left out.
 
     Raises:
         VersionError: the Auto classes lack their tables.
@@ -94,7 +95,14 @@ def heads_of(model_type: str) -> dict[str, str]:
             if model_type in classes:
                 entry = classes[model_type]
                 found[name] = entry if isinstance(entry, str) else entry[0]
-    return found
+    reads = {
+        name: getattr(getattr(transformers, host, None), "config_class", None) for name, host in found.items()
+    }
+    return {
+        name: host
+        for name, host in found.items()
+        if reads[name] is None or reads[name].model_type == model_type
+    }
 
 
 class _Derived(dict[str, Any]):
