@@ -72,7 +72,9 @@ def all_attention_sites(model: nn.Module) -> dict[str, AttentionSite]:
     Raises:
         FamilyError: a layer that is compressed already.
     """
-    if any(isinstance(m, CollabAttention) or hasattr(m, "collab_plans") for m in model.modules()):
+    # Heads or neurons may be gone with the attention dense; what is left has plans in its config.
+    ours = getattr(getattr(model, "config", None), "model_type", "").startswith("collab_")
+    if ours or any(isinstance(m, CollabAttention) for m in model.modules()):
         raise FamilyError("the model is compressed already; start from the original")
     around = _holders(model)
     return {
