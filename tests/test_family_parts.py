@@ -1,16 +1,19 @@
 """Heads and neurons of every family: a smaller module is the dense one without what went."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cli_support import CommandLine
+from cli_support import VOCABULARY as TOKENS
+from cli_support import CommandLine, save_with_tokenizer
 from family_models import ALL, CASES, REFUSED, VOCABULARY, build
 from random_models import PLANS
 from test_families import EXACT, WAYS, difference, generate, run
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from collab_hf import CollabConfig, compress_
 from collab_hf.errors import ConfigError, FamilyError, RankError
@@ -69,6 +72,9 @@ def test_without_the_second_head(name: str) -> None:
         assert site.family.heads(site.module) == heads - sharing
     assert difference(run(small, name), run(dense, name)) < EXACT
     assert difference(run(small, name), run(build(name), name)) > 1e-3
+    if name in {"gpt2", "gemma3_text", "llama"}:
+        for title, way in WAYS.items():
+            assert torch.equal(generate(small, name, **way)[0], generate(dense, name, **way)[0]), title
 
 
 def test_heads_that_share_a_key_stay_together() -> None:
@@ -186,6 +192,23 @@ def test_what_keeps_its_queries_and_keys_meets_targets_by_other_parts(name: str,
             assert torch.equal(generate(again, name, **way)[0], first[0])
     with pytest.raises(FamilyError, match="compressed already"):
         compress_(again, CollabConfig(flops=0.9, length=7), batches(name))
+
+
+def test_the_commands_on_a_model_whose_queries_and_keys_stay(
+    collab_hf: CommandLine, text: Path, tmp_path: Path
+) -> None:
+    settings = {**ALL["llama"].settings, "vocab_size": len(TOKENS)}
+    dense = save_with_tokenizer(LlamaForCausalLM(LlamaConfig(**settings)), tmp_path / "dense")
+    out, healed = tmp_path / "out", tmp_path / "healed"
+    wanted = ["--params", "0.8", "--parts", "feed_forward,heads,embeddings", "--heal-steps", "2"]
+    answer = collab_hf("compress", dense, "-o", out, *wanted, "--calibration", text, "--json")
+    assert answer.code == 0, answer.err
+    assert answer.values["parameters_after"] <= 0.8 * answer.values["parameters_before"]
+    assert collab_hf("verify", out, "--against", dense).code == 0
+    again = collab_hf("heal", out, "-o", healed, "--data", text, "--teacher", dense, "--steps", "2")
+    assert again.code == 0, again.err
+    refused = collab_hf("compress", dense, "-o", tmp_path / "no", "--budget", "0.5", "--calibration", text)
+    assert re.search(r"queries and keys of LlamaForCausalLM can't be compressed: .*rotary", refused.complaint)
 
 
 def test_parts_that_stay_are_refused_also_where_a_recipe_names_them() -> None:
