@@ -198,7 +198,7 @@ def convert(source: Source, weights: Path, out: Path) -> None:
     """
     config = weights.parent / "config.json"
     settings = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
-    build_model(source, read_weights(weights), settings).save_pretrained(out)
+    build_model(source, (source.read or read_weights)(weights), settings).save_pretrained(out)
     source.processor(weights.parent).save_pretrained(out)
     for name in source.copied:
         item = weights.parent / name

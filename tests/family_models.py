@@ -174,7 +174,7 @@ def build(name: str, backend: str | None = None) -> PreTrainedModel:
 
     With zero query biases the content bias vanishes, and a test could not tell whether it is carried over.
     """
-    case = CASES.get(name) or REFUSED[name]
+    case = ALL[name]
     settings = dict(case.settings)
     for argument, (kind, own) in case.towers.items():
         settings[argument] = _config(kind, own).to_dict()
@@ -451,27 +451,28 @@ CASES: dict[str, Case] = {
 
 _GROUPED = {**_TEXT, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6}
 
-# Models whose queries and keys stay, but whose values, outputs and feed-forwards are known.
+# Models whose queries and keys stay, but whose other parts are known.
 REFUSED: dict[str, Case] = {
     **{
-        name: Case(head, _GROUPED)
+        name: Case(head, _GROUPED, generates=True)
         for name, head in (
-            ("cohere", "CohereModel"),
-            ("gemma", "GemmaModel"),
-            ("gemma2", "Gemma2Model"),
-            ("gemma3_text", "Gemma3TextModel"),
-            ("granite", "GraniteModel"),
+            ("cohere", "CohereForCausalLM"),
+            ("gemma", "GemmaForCausalLM"),
+            ("gemma2", "Gemma2ForCausalLM"),
+            ("gemma3_text", "Gemma3ForCausalLM"),
+            ("granite", "GraniteForCausalLM"),
             ("llama", "LlamaForCausalLM"),
-            ("mistral", "MistralModel"),
-            ("olmo", "OlmoModel"),
-            ("olmo2", "Olmo2Model"),
-            ("qwen2", "Qwen2Model"),
-            ("qwen3", "Qwen3Model"),
-            ("smollm3", "SmolLM3Model"),
+            ("mistral", "MistralForCausalLM"),
+            ("olmo", "OlmoForCausalLM"),
+            ("olmo2", "Olmo2ForCausalLM"),
+            ("qwen2", "Qwen2ForCausalLM"),
+            ("qwen3", "Qwen3ForCausalLM"),
+            ("smollm3", "SmolLM3ForCausalLM"),
         )
     },
+    "cohere-normed": Case("CohereModel", {**_GROUPED, "use_qk_norm": True}, model_type="cohere"),
     "nomic_bert": Case("NomicBertModel", _TEXT),
-    "modernbert": Case("ModernBertModel", {**_TEXT, "cls_token_id": 1, "sep_token_id": 2}),
+    "modernbert": Case("ModernBertForMaskedLM", {**_TEXT, "cls_token_id": 1, "sep_token_id": 2}),
     "roformer": Case("RoFormerModel", {**_TEXT, "embedding_size": 24}),
     "esm-rotary": Case(
         "EsmModel", {**_TEXT, "position_embedding_type": "rotary", "mask_token_id": 3}, model_type="esm"
@@ -484,3 +485,5 @@ REFUSED: dict[str, Case] = {
     "dinov3_vit": Case("DINOv3ViTModel", {**_IMAGE, "num_attention_heads": 3}, image),
     "wavlm": Case("WavLMModel", _SPEECH, waves),
 }
+
+ALL = {**CASES, **REFUSED}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .attention import CollabAttention
+from .errors import ConfigError
 from .families import Family, attention_row, family_of, find_host, row_of_class
 from .mixing import build_mixing
 from .plan import LayerPlan
@@ -65,10 +66,14 @@ def convert_(module: Any, plan: LayerPlan, name: str = "") -> None:
         name: the module's name, for messages.
 
     Raises:
-        ConfigError: the module is no attention that collab_hf knows.
+        ConfigError: the module is no attention that collab_hf knows, or one whose queries and keys stay.
         RankError: the plan does not fit the module.
     """
     family = attention_row(module)
+    if (reason := family.refusal(module)) is not None:
+        raise ConfigError(
+            f"queries and keys of {type(module).__name__} can't be compressed: {reason} ({name})"
+        )
     shape = family.shape(module)
     plan.check(shape, name)
     weight = family.slot(module, "query").weight

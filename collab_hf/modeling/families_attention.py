@@ -14,8 +14,10 @@ from .families_contracts import (
     BY_HAND,
     CLIP,
     DPT,
+    GATED_POSITIONS,
     GPT2,
     HEAD_BIAS,
+    HEADS_NORM,
     LAYOUT,
     LLAMA,
     OPT,
@@ -166,7 +168,7 @@ FAMILIES: dict[str, Family] = {
         BERT, model_types=("data2vec-vision",), gain=None, scaling=None, bias="window", keeps_heads=HEAD_BIAS
     ),
     "WavLMAttention": replace(
-        OPT, model_types=("wavlm",), refuses="its scores are gated by relative positions and queries"
+        OPT, model_types=("wavlm",), refuses=GATED_POSITIONS, keeps_heads=GATED_POSITIONS
     ),
     # --- two towers
     **rows(
@@ -234,7 +236,6 @@ FAMILIES: dict[str, Family] = {
         LLAMA,
         "Attention",
         {
-            "cohere": "Cohere",
             "gemma": "Gemma",
             "gemma2": "Gemma2",
             "gemma3_text": "Gemma3",
@@ -242,17 +243,18 @@ FAMILIES: dict[str, Family] = {
             "llama": "Llama",
             "mistral": "Mistral",
             "olmo": "Olmo",
-            "olmo2": "Olmo2",
             "qwen2": "Qwen2",
             "qwen3": "Qwen3",
             "smollm3": "SmolLM3",
         },
     ),
+    **rows(LLAMA, "Attention", {"olmo2": "Olmo2"}, keeps_heads=HEADS_NORM),
+    **rows(LLAMA, "Attention", {"cohere": "Cohere"}, keeps_heads=HEADS_NORM, keeps_heads_if="use_qk_norm"),
     **rows(
         LLAMA,
         "Attention",
         {"nomic_bert": "NomicBert"},
-        num_key_value_heads=None,
+        shares_keys=False,
         gain="..post_attention_layernorm.weight",
     ),
     **rows(
@@ -271,15 +273,26 @@ FAMILIES: dict[str, Family] = {
         key="Wqkv:1/3",
         value="Wqkv:2/3",
         output="Wo",
-        num_heads="config.num_attention_heads",
+        num_heads=None,
         refuses=ROTARY,
     ),
     "RoFormerSelfAttention": replace(
-        BERT, model_types=("roformer",), source="encoder_hidden_states", refuses=ROTARY
+        BERT,
+        model_types=("roformer",),
+        all_heads="all_head_size",
+        source="encoder_hidden_states",
+        refuses=ROTARY,
     ),
-    # Named by its module too, as two have the name. The first's one projection interleaves the heads.
+    # Named by its module too, as two have the name. The first's one projection interleaves the heads, so that
+    # thirds of it have the right sizes alone.
     "deberta.DisentangledSelfAttention": replace(
-        BERT, model_types=("deberta",), query="", key="", value="", refuses=RELATIVE
+        BERT,
+        model_types=("deberta",),
+        query="in_proj:0/3",
+        key="in_proj:1/3",
+        value="in_proj:2/3",
+        refuses=RELATIVE,
+        keeps_heads=RELATIVE,
     ),
     "DisentangledSelfAttention": replace(
         BERT,
@@ -288,5 +301,6 @@ FAMILIES: dict[str, Family] = {
         key="key_proj",
         value="value_proj",
         refuses=RELATIVE,
+        keeps_heads=RELATIVE,
     ),
 }

@@ -22,6 +22,7 @@ class AttentionShape:
         head_dim: width of one dense head.
         biases: entries of the biases of the query and key projections together.
         cross: queries and keys come from different sequences.
+        key_value_heads: heads of keys and values where several queries' heads share one; 0 for num_heads.
     """
 
     query_size: int
@@ -30,6 +31,12 @@ class AttentionShape:
     head_dim: int
     biases: int = 0
     cross: bool = False
+    key_value_heads: int = 0
+
+    @property
+    def sharing(self) -> int:
+        """How many queries' heads share one head of keys and values."""
+        return self.num_heads // (self.key_value_heads or self.num_heads)
 
     @property
     def full_rank(self) -> int:
@@ -39,12 +46,17 @@ class AttentionShape:
     @property
     def dense_parameters(self) -> int:
         """Weights and biases of the dense query and key projections."""
-        return (self.query_size + self.key_size) * self.full_rank + self.biases
+        return self._projected + self.biases
 
     @property
     def dense_operations(self) -> int:
         """Floating-point operations per token of the dense query and key projections, biases aside."""
-        return 2 * (self.query_size + self.key_size) * self.full_rank
+        return 2 * self._projected
+
+    @property
+    def _projected(self) -> int:
+        """Weights of the dense query and key projections."""
+        return self.query_size * self.full_rank + self.key_size * self.full_rank // self.sharing
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from ..calibration.held_out import Batch
 from ..calibration.linear_inputs import linear_moments
 from ..calibration.statistics import collect_statistics
 from ..config import CollabConfig
-from ..host.sites import AttentionSite, Site
-from ..modeling.families import Family
+from ..errors import FamilyError
+from ..host.sites import AttentionSite, all_attention_sites, why_not
 from ..modeling.kinds import matches
 from ..parts.embeddings.counts import token_counts
-from ..parts.part import Option
+from ..parts.part import Option, Part
 from ..parts.registry import EMBEDDINGS, FEED_FORWARDS, HEADS, QUERY_KEY, VALUES
 from ..tensors.moments import LayerStatistics, Moments
 from .attention_options import attention_options, undominated
@@ -120,17 +120,24 @@ def measure_parts(
         What was measured.
 
     Raises:
-        FamilyError: no attention layer that collab_hf knows, or one that is compressed already.
+        FamilyError: nothing of the parts that can be made smaller, or a layer that is compressed already.
         CalibrationError: calibration data that is empty or does not run.
         DecompositionError: weights that are not finite.
     """
-    attention = QUERY_KEY.sites(model)
+    attention = all_attention_sites(model)
     alone: dict[str, Mapping[str, Any]] = {part.name: part.sites(model) for part in _ALONE}
+    open_sites = _open_sites(model, parts, attention, alone, config)
     neurons = alone[FEED_FORWARDS.name]
-    layers: dict[str, nn.Module] = {f"output {name}": HEADS.output(site) for name, site in attention.items()}
+    # What heads and values go by, where either may become smaller.
+    read = [
+        name
+        for name, site in attention.items()
+        if _allows(site, HEADS, config) or _allows(site, VALUES, config)
+    ]
+    layers: dict[str, nn.Module] = {f"output {name}": HEADS.output(attention[name]) for name in read}
     layers |= {f"neurons {name}": FEED_FORWARDS.output(site) for name, site in neurons.items()}
-    moments = linear_moments(model, layers, seen, progress=progress)
-    outputs = {name: moments[f"output {name}"] for name in attention}
+    moments = linear_moments(model, layers, seen, progress=progress) if layers else {}
+    outputs = {name: moments[f"output {name}"] for name in read}
     padding = getattr(model.config, "pad_token_id", None)
     found: dict[str, Mapping[str, Any]] = {
         FEED_FORWARDS.name: {name: moments[f"neurons {name}"] for name in neurons},
@@ -141,20 +148,20 @@ def measure_parts(
     }
     divergence = Divergence(model, held_out) if curves else None
     losses: dict[str, Mapping[str, Curve]] = {}
-    for part, sites, statistics in (
-        *((part, alone[part.name], found[part.name]) for part in _ALONE),
-        (HEADS, attention, outputs),
-        (VALUES, attention, outputs),
+    for part, statistics in (
+        *((part, found[part.name]) for part in _ALONE),
+        (HEADS, outputs),
+        (VALUES, outputs),
     ):
         if part.name in parts and divergence is not None:
-            open_sites = {name: site for name, site in sites.items() if _allows(site, part.name, config)}
-            losses[part.name] = _part_curves(part, open_sites, statistics, divergence, config, progress)
+            sites = open_sites[part.name]
+            losses[part.name] = _part_curves(part, sites, statistics, divergence, config, progress)
     inputs: Mapping[str, LayerStatistics] = {}
-    if QUERY_KEY.name in parts:
-        chosen = {name: site for name, site in attention.items() if _allows(site, QUERY_KEY.name, config)}
+    chosen: Mapping[str, AttentionSite] = open_sites.get(QUERY_KEY.name, {})
+    if chosen:
         modules = {name: site.module for name, site in chosen.items()}
         inputs = collect_statistics(model, modules, seen, progress=progress)
-    if QUERY_KEY.name in parts and curves:
+    if chosen and curves:
         settings = dict.fromkeys(chosen, replace(config, reconstruct_steps=0))
         measured = measured_curves(
             model, QUERY_KEY, chosen, settings, inputs, seen, held_out, progress=progress
@@ -163,11 +170,28 @@ def measure_parts(
     return Measured(attention, inputs, outputs, alone, found, losses)
 
 
-def _allows(site: Any, part: str, config: CollabConfig) -> bool:
+def _open_sites(
+    model: nn.Module,
+    parts: Sequence[str],
+    attention: Mapping[str, AttentionSite],
+    alone: Mapping[str, Mapping[str, Any]],
+    config: CollabConfig,
+) -> dict[str, dict[str, Any]]:
+    """The sites that may become smaller, by part; at least one where parts are named."""
+    found: dict[str, dict[str, Any]] = {part: dict(alone[part]) for part in parts if part in alone}
+    for part in (QUERY_KEY, HEADS, VALUES):
+        if part.name in parts:
+            found[part.name] = {name: site for name, site in attention.items() if _allows(site, part, config)}
+    if parts and not any(found.values()):
+        first = next((part for part in parts if part not in alone), None)
+        reason = why_not(attention, first) if attention and first else "collab_hf knows none of its layers"
+        raise FamilyError(f"{type(model).__name__} can't lose any of its {', '.join(parts)}: {reason}")
+    return found
+
+
+def _allows(site: AttentionSite, part: Part, config: CollabConfig) -> bool:
     """Whether a part of a site may be made smaller, by its host and by the kinds that settings choose."""
-    if not isinstance(site, Site) or not isinstance(site.family, Family):
-        return True
-    return site.family.refusal(site.module, part) is None and matches(site.name, config.attention)
+    return site.family.refusal(site.module, part.name) is None and matches(site.name, config.attention)
 
 
 def _part_curves(

@@ -68,7 +68,7 @@ def given_plan(measured: Measured, plans: Plans, length: int) -> WholePlan:
     options = {}
     for name, attention in measured.attention.items():
         form = AttentionForm(*(plans.get(section, {}).get(name) for section in AttentionForm.sections))
-        form.check(attention.shape, name)
+        form.check(attention)
         operations = form.operations(attention.shape, length)
         options[name] = Option(form, form.parameters(attention.shape), 0.0, operations, 0.0)
     for part, name, site in measured.sites_alone():

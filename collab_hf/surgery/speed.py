@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 
 from ..config import CollabConfig
 from ..errors import ConfigError
+from ..host.sites import all_attention_sites
 from ..measure.bench import Case, compare_calls, forward_call
 from ..modeling.modeling_collab import changed_modules
 from ..modeling.plans import Plans, apply_plans_
 from ..parts.query_key.methods import METHODS
-from ..parts.registry import QUERY_KEY
 from ..planning.attention_options import AttentionForm
 from ..planning.measured import Measured
 from ..planning.whole import choose_whole, dense_sizes
@@ -61,7 +61,7 @@ def with_copies(plans: Plans, model: nn.Module) -> Plans:
         The plans.
     """
     found = {**plans, "layers": dict(plans.get("layers", {}))}
-    sites = QUERY_KEY.sites(model)
+    sites = all_attention_sites(model)
     for name in plans.get("value_output", {}):
         if name not in found["layers"]:
             heads = plans.get("heads", {}).get(name)

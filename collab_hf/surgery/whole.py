@@ -58,7 +58,7 @@ def compress_whole_(
         What was done.
 
     Raises:
-        FamilyError: no attention layer that collab_hf knows, or one that is compressed already.
+        FamilyError: nothing of the parts that can be made smaller, or a layer that is compressed already.
         ConfigError: a target that can't be met; the message says the nearest that can.
         CalibrationError: no calibration data, or data that does not run.
         DecompositionError: weights that are not finite.
@@ -191,13 +191,13 @@ def build_(model: PreTrainedModel, measured: Measured, plan: WholePlan, config: 
 def _build_attention_(
     site: AttentionSite, measured: Measured, form: AttentionForm, config: CollabConfig, plans: Plans
 ) -> None:
-    moments, query_key = measured.outputs[site.name], form.query_key
-    if form.heads is not None:
+    moments, query_key = measured.outputs.get(site.name), form.query_key
+    if form.heads is not None and moments is not None:
         HEADS.install_(site, HEADS.trial(site, config, moments).solve(form.heads))
         plans.setdefault(HEADS.name, {})[site.name] = form.heads
         moments = moments_of(moments, columns_of(form.heads, site.shape.head_dim))
         site = replace(site, shape=site.family.shape(site.module))
-    if form.values is not None:
+    if form.values is not None and moments is not None:
         VALUES.install_(site, VALUES.trial(site, config, moments).solve(form.values))
         plans.setdefault(VALUES.name, {})[site.name] = form.values
         if query_key is None:  # hosts have values as wide as a head; ours take any
