@@ -24,6 +24,7 @@ from collab_hf.errors import CalibrationError, ConfigError
 from collab_hf.host.blocks import blocks
 from collab_hf.host.rollback import undone
 from collab_hf.parts.registry import FEED_FORWARDS, HEADS, QUERY_KEY, VALUES
+from collab_hf.planning import Divergence
 from collab_hf.planning.measured import measure_parts
 from collab_hf.planning.whole import choose_whole, dense_sizes, given_plan
 from collab_hf.recovery.blocks import reconstruct_blocks_
@@ -124,6 +125,24 @@ def test_the_model_stays_as_it_was_when_the_last_step_fails(tiny_bert, texts, mo
     after = model.state_dict()
     assert set(after) == set(before)
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_a_second_budget_measures_nothing_again(tiny_bert, texts, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLLAB_HF_CACHE", str(tmp_path / "cache"))
+    model = tiny_bert(BertModel)
+    first = measure_parts(model, PARTS, CollabConfig(), texts, texts)
+    with monkeypatch.context() as patched:
+        patched.setattr(Divergence, "measure", lambda self: pytest.fail("measured again"))
+        second = measure_parts(model, PARTS, CollabConfig(), texts, texts)
+    for part, curves in first.curves.items():
+        for name, curve in curves.items():
+            again = second.curves[part][name]
+            assert (again.options, again.knots) == (curve.options, curve.knots)
+            assert again.losses_alone() == pytest.approx(curve.losses_alone(), rel=1e-12)
+    with torch.no_grad():  # negative control: other weights are another model
+        model.encoder.layer[0].output.dense.weight.mul_(1.1)
+    other = measure_parts(model, PARTS, CollabConfig(), texts, texts)
+    assert other.curves["feed_forward"] != first.curves["feed_forward"]
 
 
 def test_the_joint_plan_is_no_worse_than_any_part_alone(tiny_bert, texts):

@@ -17,10 +17,13 @@ from ..config import CollabConfig
 from ..errors import FamilyError
 from ..host.sites import AttentionSite, all_attention_sites, why_not
 from ..modeling.kinds import matches
+from ..modeling.plan import LayerPlan
+from ..modeling.plans import SECTIONS
 from ..parts.embeddings.counts import token_counts
 from ..parts.part import Option, Part
 from ..parts.registry import EMBEDDINGS, FEED_FORWARDS, HEADS, QUERY_KEY, VALUES
 from ..tensors.moments import LayerStatistics, Moments
+from . import cache
 from .attention_options import attention_options, undominated
 from .curves import Curve, measured_curves
 from .divergence import Divergence
@@ -155,18 +158,20 @@ def measure_parts(
     ):
         if part.name in parts and divergence is not None:
             sites = open_sites[part.name]
-            losses[part.name] = _part_curves(part, sites, statistics, divergence, config, progress)
+            key = _key(model, part, sites, config, seen, held_out)
+            losses[part.name] = _kept(part, sites, key) or _part_curves(
+                part, sites, statistics, divergence, config, progress, key
+            )
     inputs: Mapping[str, LayerStatistics] = {}
     chosen: Mapping[str, AttentionSite] = open_sites.get(QUERY_KEY.name, {})
     if chosen:
         modules = {name: site.module for name, site in chosen.items()}
         inputs = collect_statistics(model, modules, seen, progress=progress)
     if chosen and curves:
-        settings = dict.fromkeys(chosen, replace(config, reconstruct_steps=0))
-        measured = measured_curves(
-            model, QUERY_KEY, chosen, settings, inputs, seen, held_out, progress=progress
+        key = _key(model, QUERY_KEY, chosen, config, seen, held_out)
+        losses[QUERY_KEY.name] = _kept(QUERY_KEY, chosen, key) or _query_key_curves(
+            model, chosen, inputs, seen, held_out, config, progress, key
         )
-        losses[QUERY_KEY.name] = {curve.name: curve for curve in measured}
     return Measured(attention, inputs, outputs, alone, found, losses)
 
 
@@ -194,6 +199,42 @@ def _allows(site: AttentionSite, part: Part, config: CollabConfig) -> bool:
     return site.family.refusal(site.module, part.name) is None and matches(site.name, config.attention)
 
 
+def _key(
+    model: PreTrainedModel,
+    part: Part,
+    sites: Mapping[str, Any],
+    config: CollabConfig,
+    seen: Sequence[Batch],
+    held_out: Sequence[Batch],
+) -> str:
+    """Name of a part's curves in the cache."""
+    settings = dict.fromkeys((f"{part.name} {name}" for name in sites), replace(config, reconstruct_steps=0))
+    return cache.fingerprint(model, settings, [*seen, *held_out])
+
+
+def _kept(part: Part, sites: Mapping[str, Any], key: str) -> dict[str, Curve] | None:
+    """Curves of an earlier run with the same weights and data, for any budget."""
+    shapes = {name: site.shape for name, site in sites.items()}
+    found = cache.load(key, shapes, LayerPlan if part is QUERY_KEY else SECTIONS[part.name])
+    return None if found is None else {curve.name: curve for curve in found[0]}
+
+
+def _query_key_curves(
+    model: PreTrainedModel,
+    sites: Mapping[str, AttentionSite],
+    inputs: Mapping[str, LayerStatistics],
+    seen: Sequence[Batch],
+    held_out: Sequence[Batch],
+    config: CollabConfig,
+    progress: bool,
+    key: str,
+) -> dict[str, Curve]:
+    settings = dict.fromkeys(sites, replace(config, reconstruct_steps=0))
+    measured = measured_curves(model, QUERY_KEY, sites, settings, inputs, seen, held_out, progress=progress)
+    cache.save(key, measured, {})
+    return {curve.name: curve for curve in measured}
+
+
 def _part_curves(
     part: Any,
     sites: Mapping[str, Any],
@@ -201,6 +242,7 @@ def _part_curves(
     divergence: Divergence,
     config: CollabConfig,
     progress: bool,
+    key: str,
 ) -> dict[str, Curve]:
     """Options of a part's sites with the divergence of a few of them, one at a time."""
     found = {}
@@ -212,6 +254,7 @@ def _part_curves(
             with part.replaced(sites, {name: trial.solve(option.plan)}):
                 knots.append((option.error, divergence.measure()))
         found[name] = Curve(name, site.shape, dense, trial.options, tuple(knots))
+    cache.save(key, list(found.values()), {})
     return found
 
 
