@@ -56,6 +56,8 @@ def compress(
     params: asked.Params = None,
     size: asked.Size = None,
     parts: asked.PartNames = None,
+    vocabulary_from: asked.VocabularyFrom = None,
+    portable: asked.Portable = False,
     length: asked.Length = None,
     batch_size: asked.BatchSize = None,
     attention: asked.Attention = None,
@@ -127,6 +129,8 @@ def compress(
         "params": params,
         "size": size,
         "parts": None if parts is None else [part.strip() for part in parts.split(",")],
+        "vocabulary_from": vocabulary_from,
+        "portable": portable or None,
         "length": length,
         "batch_size": batch_size,
     }

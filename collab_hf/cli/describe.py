@@ -22,6 +22,8 @@ def describe(report: CompressionReport, output: Path, size: int) -> str:
     Returns:
         Lines without a newline at the end.
     """
+    if report.vocabulary is not None and not report.layers:
+        return "\n".join([*_vocabulary(report), _total(report), _written(report, output, size)])
     rows = [
         [
             layer.name,
@@ -76,14 +78,13 @@ def describe_whole(report: CompressionReport, whole: WholeReport, output: Path, 
         )
     widths = [[name, str(plan.width)] for name, plan in plans.get("feed_forward", {}).items()]
     share = whole.operations_after / whole.operations_before
-    kept = report.parameters_after / report.parameters_before
-    lines = [table(["attention", "heads", "value width", "queries and keys"], rows)]
+    lines = [*_vocabulary(report), table(["attention", "heads", "value width", "queries and keys"], rows)]
     if widths:
         lines += ["", table(["feed-forward", "neurons"], widths)]
     lines += [
         "",
         f"operations of the layers at length {whole.length}: {share:.1%} of the original's",
-        f"whole model: {report.parameters_before:,} -> {report.parameters_after:,} parameters ({kept:.1%})",
+        _total(report),
         *_losses(report),
     ]
     if whole.measured_speedup is not None and whole.predicted_speedup is not None:
@@ -91,7 +92,24 @@ def describe_whole(report: CompressionReport, whole: WholeReport, output: Path, 
             f"speed: {whole.measured_speedup:.2f} times that of the original on this machine "
             f"(predicted {whole.predicted_speedup:.2f})"
         )
-    return "\n".join([*lines, f"wrote {output} ({size / 1e6:.1f} MB of weights)"])
+    return "\n".join([*lines, _written(report, output, size)])
+
+
+def _vocabulary(report: CompressionReport) -> list[str]:
+    found = report.vocabulary
+    if found is None:
+        return []
+    return [f"vocabulary: {found.rows_after:,} of {found.rows_before:,} rows stay; the tokenizer changed", ""]
+
+
+def _total(report: CompressionReport) -> str:
+    kept = report.parameters_after / report.parameters_before
+    return f"whole model: {report.parameters_before:,} -> {report.parameters_after:,} parameters ({kept:.1%})"
+
+
+def _written(report: CompressionReport, output: Path, size: int) -> str:
+    kind = ", an ordinary checkpoint of the original's class" if report.portable else ""
+    return f"wrote {output} ({size / 1e6:.1f} MB of weights{kind})"
 
 
 def _losses(report: CompressionReport) -> list[str]:

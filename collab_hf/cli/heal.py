@@ -151,8 +151,9 @@ def _heal(
     watched = start_reporting()
     name = str(directory)
     student = loading.model(directory)
-    original = loading.model(teacher or _teacher_of(directory))
-    batches = recovery_batches(data, student, loading.processor(name), sizes, config.seed)
+    processor = loading.processor(name)
+    original = loading.reference(teacher or _teacher_of(directory), student, processor)
+    batches = recovery_batches(data, student, processor, sizes, config.seed)
     report = recover_(student, original, batches, config, progress=watched)
     if _is_main_process():
         with new_directory(output, overwrite=overwrite) as place:

@@ -11,6 +11,7 @@ from ..config import CollabConfig
 from ..host.sites import AttentionSite
 from ..modeling.plan import LayerPlan
 from ..parts.query_key.costs import break_even_length
+from ..parts.vocabulary import VocabularyReport
 from ..recovery.blocks import BlockReport
 from ..recovery.reconstruction import Reconstruction
 from ..tensors.factors import SharedFactors
@@ -116,6 +117,8 @@ class CompressionReport:
         measured_loss: divergence of the compressed model's hidden states from the original's on the same
             examples, which neither statistics nor reconstruction saw.
         whole: what happened to the other parts of the model; None where queries and keys alone were.
+        vocabulary: rows that were dropped before anything else; None where none were asked to be.
+        portable: whether the model is of the host's own class, so that it loads without any code of ours.
     """
 
     layers: tuple[LayerReport, ...]
@@ -126,6 +129,15 @@ class CompressionReport:
     predicted_loss: float | None = None
     measured_loss: float | None = None
     whole: WholeReport | None = None
+    vocabulary: VocabularyReport | None = None
+    portable: bool = False
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything but the vocabulary is smaller, so that there is something to recover."""
+        if self.whole is not None:
+            return any(self.whole.plans.values())
+        return any(layer.plan is not None for layer in self.layers)
 
     @property
     def qk_parameters_before(self) -> int:
@@ -140,7 +152,7 @@ class CompressionReport:
     @property
     def mean_relative_error(self) -> float:
         """Mean of the layers' relative errors."""
-        return sum(layer.relative_error for layer in self.layers) / len(self.layers)
+        return sum(layer.relative_error for layer in self.layers) / max(1, len(self.layers))
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, ready for JSON."""
@@ -149,6 +161,8 @@ class CompressionReport:
         for layer, report in zip(values["layers"], self.layers, strict=True):
             layer["plan"] = None if report.plan is None else report.plan.to_dict()
         values["layers"] = list(values["layers"])
+        if self.vocabulary is None:
+            del values["vocabulary"]
         if self.whole is None:
             del values["whole"]
         else:

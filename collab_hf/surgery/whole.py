@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..calibration.held_out import Batch, split_batches
-from ..config import PART_NAMES, CollabConfig
+from ..config import CollabConfig
 from ..errors import CalibrationError, ConfigError
 from ..files import read_size
 from ..host.adoption import adopt_
@@ -43,6 +43,7 @@ def compress_whole_(
     calibration: Iterable[Batch] | Mapping[str, Any] | None,
     *,
     original: PreTrainedModel | None = None,
+    parameters_before: int | None = None,
     progress: bool = False,
 ) -> CompressionReport:
     """Make all parts of a model smaller under one budget, in place.
@@ -52,6 +53,7 @@ def compress_whole_(
         config: settings with a target for the whole model, or with plans.
         calibration: batches of model inputs.
         original: a copy of the model; None to make one.
+        parameters_before: of the model before its vocabulary was trimmed; None for those that it has.
         progress: whether to draw progress bars on stderr.
 
     Returns:
@@ -67,12 +69,12 @@ def compress_whole_(
         raise CalibrationError("surgery on the whole model needs batches of model inputs, got none")
     seen, held = split_batches(list(calibration))
     original = copy.deepcopy(model) if original is None else original
-    before = sum(p.numel() for p in model.parameters())
-    parts = list(config.parts or PART_NAMES)
+    before = parameters_before or sum(p.numel() for p in model.parameters())
+    parts = list(config.planned_parts)
     if config.plans:  # nothing is left to choose; queries and keys alone are solved from what they read
         parts = [QUERY_KEY.name] if config.plans.get("layers") else []
     measured = measure_parts(model, parts, config, seen, held, curves=not config.plans, progress=progress)
-    chosen = _choose(model, measured, parts, config)
+    chosen = _choose(model, measured, parts, config, before)
     with undone_on_error(model):
         plans = build_(model, measured, chosen.plan, config)
         reports = _reconstruct_(model, original, seen, config, progress)
@@ -110,7 +112,9 @@ def _reconstruct_(
     return tuple(reconstruct_blocks_(model, original, mine, known, batches, **settings))
 
 
-def _choose(model: PreTrainedModel, measured: Measured, parts: Sequence[str], config: CollabConfig) -> Chosen:
+def _choose(
+    model: PreTrainedModel, measured: Measured, parts: Sequence[str], config: CollabConfig, before: int
+) -> Chosen:
     """The plan that meets the target with the least loss."""
     length = image_length(model) or config.length
     if config.plans:
@@ -125,7 +129,7 @@ def _choose(model: PreTrainedModel, measured: Measured, parts: Sequence[str], co
             raise ConfigError(f"no choice of forms is {config.speedup:g} times as fast on this machine")
         return min(fitting, key=lambda found: found.plan.predicted_loss)
     total = sum(p.numel() for p in model.parameters())
-    most = (config.params or 1.0) * total
+    most = (config.params or 1.0) * before
     if config.size is not None:
         itemsize = max(p.element_size() for p in model.parameters())
         most = read_size(config.size) / itemsize * (1 - _HEADER)
