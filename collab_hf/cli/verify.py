@@ -84,7 +84,9 @@ def _describe(found: Verification, directory: Path, against: str | None) -> str:
         f"{found.qk_parameters:,} parameters"
     )
     if found.portable:
-        first = f"{directory} is complete: an ordinary checkpoint of {found.qk_parameters:,} finite parameters"
+        first = (
+            f"{directory} is complete: an ordinary checkpoint of {found.qk_parameters:,} finite parameters"
+        )
     lines = [
         first,
         "fresh process with collab_hf: loads, same outputs",

@@ -208,8 +208,7 @@ def _fields(facts: CardFacts, name: str) -> dict[str, str]:
     return {
         "title": name.rpartition("/")[2],
         "version": __version__,
-        "summary": f"{linked} made smaller by surgery. It loads and runs like the original, "
-        f"a {facts.host}.",
+        "summary": f"{linked} made smaller by surgery. It loads and runs like the original, a {facts.host}.",
         "totals": totals_table(facts.report, facts.weight_bytes),
         "divergence": card_text.divergence(facts),
         "load": card_text.ways_to_load(facts, name, auto),

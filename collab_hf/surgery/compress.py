@@ -26,6 +26,7 @@ from ..recovery.reconstruction import Reconstruction, reconstruct
 from ..tensors.factors import SharedFactors
 from ..tensors.moments import LayerStatistics
 from .report import CompressionReport, LayerReport
+from .stock import compress_stock_
 from .vocabulary import Trimmed, completed, trimmed_alone, without_vocabulary
 from .whole import compress_whole_
 
@@ -67,7 +68,8 @@ def compress_(
             "collab_hf.parts.vocabulary before it"
         )
     if config.is_whole:
-        return compress_whole_(model, config, calibration, progress=progress)
+        surgery = compress_stock_ if config.portable else compress_whole_
+        return surgery(model, config, calibration, progress=progress)
     part = PARTS["query_key"]
     sites = part.sites(model)
     _candidates(part, sites, config)  # ranks that don't fit come out before any work
@@ -120,8 +122,9 @@ def compress_trimmed_(
     if config.vocabulary_alone and trimmed is not None:
         report = trimmed_alone(model, config, trimmed.report)
     elif rest.is_whole:
+        surgery = compress_stock_ if rest.portable else compress_whole_
         settings: dict[str, Any] = {"original": original, "parameters_before": before}
-        report = compress_whole_(model, rest, calibration, **settings, progress=progress)
+        report = surgery(model, rest, calibration, **settings, progress=progress)
     else:
         report = compress_(model, rest, calibration, progress=progress)
     return completed(report, model, config, trimmed)

@@ -24,7 +24,7 @@ from ..recovery import RecoveryConfig, RecoveryReport, recover_
 from ..recovery.masking import mask_tokens
 from .compress import compress_trimmed_
 from .report import CompressionReport
-from .vocabulary import Trimmed, Trimming
+from .vocabulary import Trimmed, Trimming, check_no_recovery
 
 # Examples that recovery reads at most: their tokens stay in memory, and minutes of recovery read no more.
 RECOVERY_EXAMPLES = 20_000
@@ -101,10 +101,7 @@ def compress_checkpoint(
     work = _Work(model, Path(output), config or CollabConfig(), loading or Loading(), overwrite, progress)
     work.processor = processor
     if work.config.vocabulary_alone:
-        if recover or recovery is not None:
-            raise ConfigError(
-                "recovery has nothing to train where the vocabulary alone becomes smaller: leave it out"
-            )
+        check_no_recovery(recover or recovery)
         calibration = NO_CALIBRATION
     # A recipe with plans is done once they are built: recovery is not in it, and was asked for beside it.
     targeted = work.config.is_whole and not work.config.plans
@@ -117,9 +114,7 @@ def compress_checkpoint(
             "recovery needs data: give --calibration, or leave out --heal-steps and --heal-minutes"
         )
     check_output(work.output, original=work.place, overwrite=overwrite)
-    trimming = None
-    if work.config.vocabulary_from is not None:
-        trimming = Trimming.prepare(work.config, work.read_processor())
+    trimming = Trimming.prepare(work.config, work.read_processor) if work.config.vocabulary_from else None
     loaded = work.load()
     size_before = sum(p.numel() * p.element_size() for p in loaded.parameters())
     trimmed = None if trimming is None else trimming.trim_(loaded)
@@ -131,6 +126,8 @@ def compress_checkpoint(
     healed = None
     if settings is not None and original is not None and report.changed:
         more = work.recovery_batches(data, loaded, settings.seed)
+        if report.whole is not None:
+            settings = replace(settings, teacher_blocks=report.whole.teacher_blocks)
         healed = recover_(loaded, original, more, settings, progress=progress)
     recipe = Recipe(
         report.config,

@@ -91,6 +91,8 @@ class WholeReport:
             calibration examples; empty without reconstruction.
         predicted_speedup: of the forms, on this machine; None where speed was not asked for.
         measured_speedup: of the compressed model.
+        teacher_blocks: numbers of the original's blocks whose outputs the blocks that stay are to give; none
+            where no block was dropped.
     """
 
     plans: Mapping[str, Mapping[str, Any]]
@@ -100,6 +102,7 @@ class WholeReport:
     blocks: tuple[BlockReport, ...] = ()
     predicted_speedup: float | None = None
     measured_speedup: float | None = None
+    teacher_blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,8 @@ class CompressionReport:
         if self.whole is None:
             del values["whole"]
         else:
-            values["whole"]["blocks"] = list(values["whole"]["blocks"])
+            for name in ("blocks", "teacher_blocks"):
+                values["whole"][name] = list(values["whole"][name])
             values["whole"]["plans"] = {
                 part: {name: plan.to_dict() for name, plan in plans.items()}
                 for part, plans in self.whole.plans.items()

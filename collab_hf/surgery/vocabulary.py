@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ..calibration.sources import read_texts
 from ..config import CollabConfig
+from ..errors import ConfigError
 from ..parts.vocabulary import VocabularyReport, check_tokenizer, trim_vocabulary_, write_tokenizer
 from ..recipe import public_source
 from .report import CompressionReport
@@ -31,12 +32,12 @@ class Trimming:
     texts: list[str]
 
     @classmethod
-    def prepare(cls, config: CollabConfig, processor: Any) -> Trimming:
+    def prepare(cls, config: CollabConfig, read_processor: Callable[[], Any]) -> Trimming:
         """Read the corpus and look at the tokenizer, before any work.
 
         Args:
             config: settings with the part vocabulary.
-            processor: the model's.
+            read_processor: loads the model's tokenizer.
 
         Returns:
             What is to be done.
@@ -45,6 +46,7 @@ class Trimming:
             ConfigError: a tokenizer that can't be trimmed.
             CalibrationError: a corpus that can't be read or is empty.
         """
+        processor = read_processor()
         check_tokenizer(_tokenizer(processor))
         # All of it: a token that a sample lacks would be gone.
         return cls(processor, read_texts(config.vocabulary_from, sys.maxsize, config.seed))
@@ -91,6 +93,21 @@ def _tokenizer(processor: Any) -> Any:
     return getattr(processor, "tokenizer", processor)
 
 
+def check_no_recovery(asked: Any) -> None:
+    """Refuse recovery where there is nothing to recover.
+
+    Args:
+        asked: whether recovery was asked for.
+
+    Raises:
+        ConfigError: it was.
+    """
+    if asked:
+        raise ConfigError(
+            "recovery has nothing to train where the vocabulary alone becomes smaller: leave it out"
+        )
+
+
 def without_vocabulary(config: CollabConfig) -> CollabConfig:
     """Settings for what comes after trimming.
 
@@ -105,7 +122,9 @@ def without_vocabulary(config: CollabConfig) -> CollabConfig:
     return replace(config, parts=config.planned_parts or None, vocabulary_from=None)
 
 
-def trimmed_alone(model: PreTrainedModel, config: CollabConfig, report: VocabularyReport) -> CompressionReport:
+def trimmed_alone(
+    model: PreTrainedModel, config: CollabConfig, report: VocabularyReport
+) -> CompressionReport:
     """The report on a model whose vocabulary was trimmed and nothing else.
 
     Args:

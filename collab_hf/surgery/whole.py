@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 from ..calibration.held_out import Batch, split_batches
 from ..config import CollabConfig
 from ..errors import CalibrationError, ConfigError
-from ..files import read_size
 from ..host.adoption import adopt_
 from ..host.blocks import blocks
 from ..host.rollback import undone_on_error
@@ -27,14 +26,11 @@ from ..parts.shrunk import moments_of
 from ..planning import Divergence
 from ..planning.attention_options import AttentionForm
 from ..planning.measured import Measured, measure_parts
-from ..planning.whole import choose_whole, dense_sizes, given_plan
+from ..planning.whole import choose_whole, dense_sizes, given_plan, most_parameters
 from ..planning.whole_plan import WholePlan
-from ..recovery.blocks import BlockReport, reconstruct_blocks_
+from ..recovery.blocks import BLOCK_STEPS, BlockReport, reconstruct_blocks_
 from .report import CompressionReport, LayerReport, WholeReport
 from .speed import Chosen, at_speed, speedup, subsets
-
-# Gradient steps for each block, instead of those for each layer's queries and keys.
-BLOCK_STEPS = 60
 
 
 def compress_whole_(
@@ -106,7 +102,7 @@ def _reconstruct_(
 ) -> tuple[BlockReport, ...]:
     if not config.reconstruct_steps:
         return ()
-    known = blocks(original)
+    known = {name: [block] for name, block in blocks(original).items()}
     mine = blocks(model, known)
     settings: dict[str, Any] = {"steps": BLOCK_STEPS, "seed": config.seed, "progress": progress}
     return tuple(reconstruct_blocks_(model, original, mine, known, batches, **settings))
@@ -129,16 +125,8 @@ def _choose(
             raise ConfigError(f"no choice of forms is {config.speedup:g} times as fast on this machine")
         return min(fitting, key=lambda found: found.plan.predicted_loss)
     total = sum(p.numel() for p in model.parameters())
-    most = (config.params or 1.0) * before
-    if config.size is not None:
-        itemsize = max(p.element_size() for p in model.parameters())
-        most = read_size(config.size) / itemsize * (1 - _HEADER)
-    room = most - (total - parameters)
+    room = most_parameters(model, config, before) - (total - parameters)
     return Chosen(choose_whole(measured, length, parameters=room))
-
-
-# Share of a file of weights that is not weights: names and shapes.
-_HEADER = 0.005
 
 
 def _read_plans(values: Mapping[str, Mapping[str, Any]]) -> Plans:

@@ -140,7 +140,9 @@ def trim_like_(model: PreTrainedModel, tokenizer: Any, trimmed: Any) -> None:
     left = trimmed.get_vocab()
     foreign = [piece for piece in left if piece not in ids]
     if foreign:
-        raise ConfigError(f"the original's tokenizer has no piece {foreign[0]!r}, so the model is not made of it")
+        raise ConfigError(
+            f"the original's tokenizer has no piece {foreign[0]!r}, so the model is not made of it"
+        )
     found = trim_vocabulary_(model, tokenizer, [[ids[piece] for piece in left]])
     wrong = [piece for piece, new in left.items() if found.tokenizer.get_vocab().get(piece) != new]
     if wrong:
