@@ -72,6 +72,6 @@ def _check_nothing_else(config: CollabConfig) -> None:
     rest = [n for n in config.to_dict() if n not in ("parts", "vocabulary_from", "portable", "seed")]
     if rest:
         raise ConfigError(
-            f"with the part vocabulary alone nothing else becomes smaller, got {rest[0]}: add a part, or leave "
-            f"{rest[0]} out"
+            f"with the part vocabulary alone nothing else becomes smaller, got {rest[0]}: add a part, or "
+            f"leave {rest[0]} out"
         )

@@ -25,6 +25,7 @@ from .fresh_processes import check_fresh
 from .known_code import origin_of_code
 from .load import load_model
 from .precheck import one_sentence
+from .save import is_portable
 
 
 @dataclass(frozen=True)
@@ -119,25 +120,13 @@ def verify_checkpoint(
     return Verification(changed, len(tensors), trained, True, code_loads, difference, origin == "former")
 
 
-def is_portable(directory: Path) -> bool:
-    """Whether a checkpoint is of the host's own class, as its report says.
-
-    Args:
-        directory: the checkpoint.
-
-    Returns:
-        False where there is no report.
-    """
-    return bool(_report(directory).get("portable"))
-
-
 def _verify_portable(
     directory: Path,
     model: PreTrainedModel,
     batches: Iterable[Mapping[str, Tensor]],
     original: PreTrainedModel | None,
 ) -> Verification:
-    """Of a checkpoint of the host's own class, sizes are checked, and that it loads with transformers alone."""
+    """A checkpoint of the host's own class: its size, and that it loads with transformers alone."""
     _check_finite(model, directory)
     found, wanted = sum(p.numel() for p in model.parameters()), _report(directory)["parameters_after"]
     if found != wanted:

@@ -128,8 +128,8 @@ Portable = Annotated[
     bool,
     typer.Option(
         "--portable",
-        help="Whole model: keep the original's own class, so that the result loads anywhere without collab_hf: "
-        "whole layers go, and all feed-forwards get one width.",
+        help="Whole model: keep the original's own class, so that the result loads anywhere without "
+        "collab_hf. Whole layers go, and all feed-forwards get one width.",
     ),
 ]
 Length = Annotated[

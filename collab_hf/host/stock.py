@@ -1,4 +1,4 @@
-"""What a host's own config can say of a smaller model: how many blocks it has, and how wide feed-forwards are.
+"""What a host's own config can say of a smaller model: its number of blocks, and one feed-forward width.
 
 Nothing here goes by a model's name: whether a config can say it is tried out, on a model without memory that
 is built from the changed config.

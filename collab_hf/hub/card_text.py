@@ -120,12 +120,22 @@ def how_it_was_made(facts: CardFacts) -> str:
 
 def _before(facts: CardFacts) -> Iterator[str]:
     """What is smaller in ways that config.json's own entries say."""
+    plans = (facts.report.get("whole") or {}).get("plans") or {}
+    for stack in plans.get("blocks", {}).values() if facts.portable else ():
+        numbers = ", ".join(map(str, stack["kept"]))
+        yield f"Of the original's layers, counted from 0, these stay: {numbers}."
+    widths = {form["width"] for form in plans.get("feed_forward", {}).values()}
+    if facts.portable and widths:
+        yield (
+            f"Every feed-forward has {widths.pop()} neurons, and its output projection was refitted to those "
+            "that stay."
+        )
     found = facts.report.get("vocabulary")
     if found:
         yield (
             f"{found['rows_after']:,} of {found['rows_before']:,} rows of the vocabulary stay, those that "
-            f"{found['texts']:,} texts use and what any text needs. The tokenizer changed with it: token ids are "
-            "not the original's, and text of another kind is read in smaller pieces."
+            f"{found['texts']:,} texts use and what any text needs. The tokenizer changed with it: token ids "
+            "are not the original's, and text of another kind is read in smaller pieces."
         )
 
 
@@ -143,8 +153,8 @@ def ways_to_load(facts: CardFacts, name: str, auto_class: str) -> str:
     trusted = loading(facts, name, auto_class, trusted=True)
     if facts.portable:
         return (
-            f"This is a checkpoint of the original's own class, {facts.host}. It loads with transformers and with "
-            f"every tool that knows {facts.host}, without any other code:\n\n```python\n{trusted}\n```"
+            f"This is a checkpoint of the original's own class, {facts.host}. It loads with transformers and "
+            f"with every tool that knows {facts.host}, without any other code:\n\n```python\n{trusted}\n```"
         )
     package = loading(facts, name, auto_class, trusted=False)
     return (

@@ -22,7 +22,6 @@ from ..modeling.families import relative_name
 from ..modeling.shrinking import FeedForwardPlan
 from ..parts.blocks import BlocksPlan, kept_blocks
 from ..parts.feed_forward.part import NeuronTrial
-from ..parts.part import Option
 from ..parts.registry import FEED_FORWARDS, QUERY_KEY
 from .attention_options import AttentionForm
 from .divergence import Divergence
@@ -95,18 +94,19 @@ class StockMeasured:
         Returns:
             The plan, without a loss.
         """
-        operations = parameters = 0
-        form = AttentionForm()
+        blocks, form = list(self.sizes.blocks.values()), AttentionForm()
+        operations = 0
+        parameters = sum(p.numel() for number in kept for p in blocks[number].parameters())
         narrow = FeedForwardPlan(width) if width < self.widths[0] else None
         inside = self._inside(kept)
         for name, attention in self.attention.items():
             if inside(name):
                 operations += form.operations(attention.shape, self.length)
-                parameters += form.parameters(attention.shape)
         for name, site in self.sizes.feed_forwards.items():
             if inside(name):
                 operations += FEED_FORWARDS.operations(narrow, site.shape, self.length)
-                parameters += FEED_FORWARDS.parameters(narrow, site.shape)
+                dense = FEED_FORWARDS.parameters(None, site.shape)
+                parameters -= dense - FEED_FORWARDS.parameters(narrow, site.shape)
         return StockPlan(tuple(kept), width, operations, parameters)
 
     @property
@@ -139,8 +139,9 @@ class StockMeasured:
         if not found:
             least, dense = self.plan(self.orders[min(self.orders)], self.widths[-1]), self.dense
             raise ConfigError(
-                f"no choice of layers and widths is that small: at least {least.operations / dense.operations:.3f} "
-                f"of the layers' operations and {least.parameters / dense.parameters:.3f} of their parameters remain"
+                "no choice of layers and widths is that small: at least "
+                f"{least.operations / dense.operations:.3f} of the layers' operations and "
+                f"{least.parameters / dense.parameters:.3f} of their parameters remain"
             )
         losses = [self.loss(plan) for plan in found]
         best = found[int(np.argmin(losses))]

@@ -95,8 +95,8 @@ def chosen(found: Outputs, numbers: Sequence[int]) -> Outputs:
     """
     if not numbers or not found.hidden:
         return found
-    hidden, masks = ([states[n] for n in numbers] for states in (found.hidden, found.hidden_masks))
-    return replace(found, hidden=tuple(hidden), hidden_masks=tuple(masks))
+    masks = tuple(found.hidden_masks[number] for number in numbers)
+    return replace(found, hidden=tuple(found.hidden[number] for number in numbers), hidden_masks=masks)
 
 
 def run(model: PreTrainedModel, batch: Mapping[str, Any], wanted: Wanted) -> Outputs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..config import CollabConfig
@@ -76,6 +76,22 @@ class LayerReport:
             None if math.isinf(costly_from) else math.ceil(costly_from),
             None if better is None else (better.error_before, better.error_after),
         )
+
+
+def settled(config: CollabConfig, plans: Mapping[str, Mapping[str, Any]]) -> CollabConfig:
+    """Settings that build the same model again without planning.
+
+    Args:
+        config: what was asked for.
+        plans: what was chosen, by part and module.
+
+    Returns:
+        Settings with the plans in the place of the target; those asked for, where all was left as it was.
+    """
+    if not any(plans.values()):
+        return config
+    written = {part: {name: form.to_dict() for name, form in forms.items()} for part, forms in plans.items()}
+    return replace(config, speedup=None, flops=None, params=None, size=None, hold_out=True, plans=written)
 
 
 @dataclass(frozen=True)

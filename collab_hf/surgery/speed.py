@@ -111,7 +111,7 @@ def look_for_speed(
     """The plan with the most operations that is fast enough, by timing plans.
 
     Args:
-        choose: gives the plan of least loss within a share of the operations; ConfigError where there is none.
+        choose: gives the plan of least loss within a share of the operations, or raises ConfigError.
         timed: how many times as fast as the original a plan's model is.
         speed: how many times as fast it is to be.
 

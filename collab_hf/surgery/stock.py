@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from ..planning import Divergence
 from ..planning.stock import StockMeasured, StockPlan, given_stock_plan, measure_stock
 from ..planning.whole import most_parameters
 from ..recovery.blocks import BLOCK_STEPS, BlockReport, reconstruct_blocks_
-from .report import CompressionReport, WholeReport
+from .report import CompressionReport, WholeReport, settled
 from .speed import look_for_speed, speedup
 
 
@@ -72,10 +71,7 @@ def compress_stock_(
     whole = WholeReport(
         plans, config.length, *counts, tuple(reports), fast, speed, teacher_blocks(measured, plan)
     )
-    settings = {part: {name: form.to_dict() for name, form in forms.items()} for part, forms in plans.items()}
-    resolved = replace(
-        config, speedup=None, flops=None, params=None, size=None, hold_out=True, plans=settings
-    )
+    resolved = settled(config, plans)
     after = sum(p.numel() for p in model.parameters())
     return CompressionReport((), before, after, True, resolved, plan.loss, loss, whole, portable=True)
 

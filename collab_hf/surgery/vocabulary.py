@@ -153,14 +153,16 @@ def completed(
     Returns:
         The report; its settings give the same again, and name no local path.
     """
-    values: Mapping[str, Any] = {"portable": not getattr(model.config, "collab", None)}
+    plans = {} if report.whole is None else report.whole.plans
+    ours = getattr(model.config, "collab", None) or (any(plans.values()) and not config.portable)
+    values: Mapping[str, Any] = {"portable": not ours}
     if trimmed is None:
         return replace(report, **values)
-    asked = {"parts": config.parts, "vocabulary_from": public_source(str(config.vocabulary_from))}
+    named = public_source(str(config.vocabulary_from))
     return replace(
         report,
         parameters_before=trimmed.report.parameters_before,
-        config=replace(report.config, **asked),
+        config=replace(report.config, parts=config.parts, vocabulary_from=named),
         vocabulary=trimmed.report,
         **values,
     )

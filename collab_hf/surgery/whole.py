@@ -29,7 +29,7 @@ from ..planning.measured import Measured, measure_parts
 from ..planning.whole import choose_whole, dense_sizes, given_plan, most_parameters
 from ..planning.whole_plan import WholePlan
 from ..recovery.blocks import BLOCK_STEPS, BlockReport, reconstruct_blocks_
-from .report import CompressionReport, LayerReport, WholeReport
+from .report import CompressionReport, LayerReport, WholeReport, settled
 from .speed import Chosen, at_speed, speedup, subsets
 
 
@@ -70,7 +70,7 @@ def compress_whole_(
     if config.plans:  # nothing is left to choose; queries and keys alone are solved from what they read
         parts = [QUERY_KEY.name] if config.plans.get("layers") else []
     measured = measure_parts(model, parts, config, seen, held, curves=not config.plans, progress=progress)
-    chosen = _choose(model, measured, parts, config, before)
+    chosen = choose_plan(model, measured, parts, config, before)
     with undone_on_error(model):
         plans = build_(model, measured, chosen.plan, config)
         reports = _reconstruct_(model, original, seen, config, progress)
@@ -85,11 +85,9 @@ def compress_whole_(
         chosen.speedup,
         speed,
     )
-    layers = tuple(_layer_report(site, plans) for site in measured.attention.values())
+    layers = tuple(layer_report(site, plans) for site in measured.attention.values())
     after = sum(p.numel() for p in model.parameters())
-    resolved = replace(
-        config, speedup=None, flops=None, params=None, size=None, hold_out=True, plans=_settings(plans)
-    )
+    resolved = settled(config, plans)
     return CompressionReport(layers, before, after, True, resolved, chosen.plan.predicted_loss, loss, whole)
 
 
@@ -108,10 +106,24 @@ def _reconstruct_(
     return tuple(reconstruct_blocks_(model, original, mine, known, batches, **settings))
 
 
-def _choose(
+def choose_plan(
     model: PreTrainedModel, measured: Measured, parts: Sequence[str], config: CollabConfig, before: int
 ) -> Chosen:
-    """The plan that meets the target with the least loss."""
+    """The plan that meets the target with the least loss.
+
+    Args:
+        model: the dense model; left as it is.
+        measured: what planning found out about it.
+        parts: that may be smaller.
+        config: settings with a target, or with plans.
+        before: parameters that the target's share is of.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ConfigError: a target that can't be met.
+    """
     length = image_length(model) or config.length
     if config.plans:
         return Chosen(given_plan(measured, _read_plans(config.plans), length))
@@ -139,14 +151,16 @@ def _read_plans(values: Mapping[str, Mapping[str, Any]]) -> Plans:
     }
 
 
-def _settings(plans: Plans) -> dict[str, dict[str, dict[str, Any]]]:
-    return {
-        section: {name: plan.to_dict() for name, plan in forms.items()} for section, forms in plans.items()
-    }
+def layer_report(site: AttentionSite, plans: Plans) -> LayerReport:
+    """Queries and keys of one layer before and after.
 
+    Args:
+        site: the dense layer.
+        plans: of all sites.
 
-def _layer_report(site: AttentionSite, plans: Plans) -> LayerReport:
-    """Queries and keys of one layer before and after."""
+    Returns:
+        Its report.
+    """
     plan, heads = plans.get("layers", {}).get(site.name), plans.get("heads", {}).get(site.name)
     shape, before = AttentionForm(heads=heads).shape(site.shape), site.shape.dense_parameters
     if plan is None:
