@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
+from .asked_parts import PART_NAMES, PORTABLE_PARTS, VOCABULARY, WHOLE_TARGETS, check_parts
 from .files import read_size
 from .modeling.errors import ConfigError, RankError
 from .modeling.forms import FORMS
@@ -57,7 +58,10 @@ class CollabConfig:
         flops: auto; share of the operations of all layers to keep at most, at `length`, in (0, 1].
         params: auto; share of all parameters to keep at most, embeddings included, in (0, 1].
         size: auto; most that the weights may take on disk, such as `30MB`.
-        parts: what the four above may make smaller; None for every part.
+        parts: what the four above may make smaller; None for every part but the vocabulary. `vocabulary`
+            drops the tokens that `vocabulary_from` never uses, before anything else.
+        vocabulary_from: file or data set with the text whose tokens stay; for the part `vocabulary`.
+        portable: keep the host's own class: only what its config can say becomes smaller.
         length: tokens of a sequence, for `speedup` and `flops`.
         batch_size: sequences at once, for `speedup`.
         plans: forms by part and module, as planning wrote them; they build the same model again.
@@ -93,6 +97,8 @@ class CollabConfig:
     params: float | None = None
     size: str | None = None
     parts: tuple[str, ...] | None = None
+    vocabulary_from: str | None = None
+    portable: bool = False
     length: int = 128
     batch_size: int = 8
     plans: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
@@ -137,23 +143,24 @@ class CollabConfig:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} must be a whole number of at least 1, got {value}")
         if self.parts is not None:
-            self._check_parts(tuple(self.parts))
-
-    def _check_parts(self, parts: tuple[str, ...]) -> None:
-        object.__setattr__(self, "parts", parts)
-        if "vocabulary" in parts:
-            raise ConfigError(
-                "the vocabulary can't be planned with the other parts; trim it first with "
-                "collab_hf.parts.vocabulary.trim_vocabulary_"
-            )
-        if not parts or any(part not in PART_NAMES for part in parts):
-            known = ", ".join(PART_NAMES)
-            raise ConfigError(f"parts must be some of {known}, got {', '.join(map(str, parts))}")
+            object.__setattr__(self, "parts", tuple(self.parts))
+        check_parts(self)
 
     @property
     def is_whole(self) -> bool:
         """Whether all parts of the model are planned under one budget, or have such plans already."""
         return bool(self.plans) or any(getattr(self, name) is not None for name in WHOLE_TARGETS)
+
+    @property
+    def planned_parts(self) -> tuple[str, ...]:
+        """The parts that are planned under a target: all but the vocabulary, which goes before."""
+        names = self.parts or (PORTABLE_PARTS if self.portable else PART_NAMES)
+        return tuple(name for name in names if name != VOCABULARY)
+
+    @property
+    def vocabulary_alone(self) -> bool:
+        """Whether rows of the vocabulary go and nothing else changes."""
+        return self.parts is not None and set(self.parts) == {VOCABULARY}
 
     def _check_fields_fit_method(self) -> None:
         allowed = _FIELDS_OF_METHOD[self.method]
@@ -257,11 +264,6 @@ class CollabConfig:
             return cls(**values)
         except TypeError as error:
             raise ConfigError(f"cannot read the settings: {error}") from None
-
-
-# Targets for the whole model, and what they may make smaller.
-WHOLE_TARGETS = ("speedup", "flops", "params", "size")
-PART_NAMES = ("query_key", "heads", "value_output", "feed_forward", "embeddings")
 
 
 def _is_number(value: Any) -> bool:

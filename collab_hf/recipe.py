@@ -108,11 +108,10 @@ class Recipe:
         Args:
             path: the file.
         """
-        local = Path(self.calibration).expanduser()
         values: dict[str, Any] = {
             "model": self.model,
             **self.config.to_dict(),
-            "calibration": local.name if local.exists() else self.calibration,
+            "calibration": public_source(self.calibration),
         }
         if self.calibration_examples != DEFAULT_EXAMPLES:
             values["calibration_examples"] = self.calibration_examples
@@ -148,6 +147,19 @@ def public_name(model: str) -> str:
     """
     path = Path(model).expanduser()
     return path.resolve().name if path.exists() else model
+
+
+def public_source(data: str) -> str:
+    """What data was read, without the local path that leads to it.
+
+    Args:
+        data: a file, a folder or a data set id.
+
+    Returns:
+        The file's or folder's name, or the id.
+    """
+    local = Path(data).expanduser()
+    return local.name if local.exists() else data
 
 
 def current_versions() -> dict[str, str]:

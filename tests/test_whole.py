@@ -236,7 +236,8 @@ class TestBlocks:
             for layer in student.encoder.layer:
                 layer.output.dense.weight.mul_(0.5)
         before = {name: value.clone() for name, value in teacher.state_dict().items()}
-        reports = reconstruct_blocks_(student, teacher, blocks(student), blocks(teacher), texts, steps=40)
+        theirs = {name: [block] for name, block in blocks(teacher).items()}
+        reports = reconstruct_blocks_(student, teacher, blocks(student), theirs, texts, steps=40)
         assert [report.name for report in reports] == ["encoder.layer.0", "encoder.layer.1"]
         assert all(report.error_after < report.error_before for report in reports)
         assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
@@ -262,7 +263,7 @@ class TestSettings:
             ({"flops": 0.5, "budget": 0.5}, "give one of"),
             ({"flops": 0.5, "method": "cp"}, "flops belongs to method auto"),
             ({"flops": 0.5, "parts": ["heads", "tails"]}, "parts must be some of query_key, heads"),
-            ({"flops": 0.5, "parts": ["vocabulary"]}, "the vocabulary can't be planned with the other parts"),
+            ({"flops": 0.5, "parts": ["vocabulary"]}, "the part vocabulary needs vocabulary_from"),
             ({"flops": 0.5, "length": 0}, "length must be a whole number of at least 1, got 0"),
         ],
     )

@@ -1,8 +1,9 @@
 """Load a checkpoint in a process of its own and write what it answers; run by path, not imported.
 
-    python -P fresh_load.py package|code DIR INPUTS OUTPUTS
+    python -P fresh_load.py package|code|stock DIR INPUTS OUTPUTS
 
-`package` imports collab_hf; `code` behaves as if it were not installed and lets the code in DIR run. INPUTS
+`package` imports collab_hf; `code` behaves as if it were not installed and lets the code in DIR run; `stock`
+lets no code but transformers' run. INPUTS
 holds tensors named `<batch>.<input>`, OUTPUTS gets the model's first output of every batch.
 """
 
@@ -19,7 +20,7 @@ def main(route: str, directory: str, inputs: str, outputs: str) -> None:
     """Load, run and write.
 
     Args:
-        route: `package` or `code`.
+        route: `package`, `code` or `stock`.
         directory: the checkpoint.
         inputs: a safetensors file.
         outputs: the safetensors file to write.
@@ -43,7 +44,7 @@ def auto_class(config: Any) -> Any:
     """The Auto class of the task head that a compressed checkpoint was saved with.
 
     Args:
-        config: a collaborative config.
+        config: of the checkpoint.
 
     Returns:
         A class of transformers.
@@ -52,6 +53,8 @@ def auto_class(config: Any) -> Any:
 
     saved = (config.architectures or [""])[0]
     references = getattr(config, "auto_map", None) or {}
+    if not references and hasattr(transformers, saved):
+        return getattr(transformers, saved)  # of the host's own class
     names = [name for name, reference in references.items() if reference.rpartition(".")[2] == saved]
     return next((getattr(transformers, n) for n in names if hasattr(transformers, n)), transformers.AutoModel)
 

@@ -19,6 +19,12 @@ from . import fresh_load
 # Former code adds the same numbers up in another order; float32, relative to the largest output.
 _OTHER_ORDER = 1e-4
 
+_ROUTES = {
+    "package": "with collab_hf",
+    "code": "without collab_hf, by its own code",
+    "stock": "without collab_hf",
+}
+
 
 def check_fresh(
     directory: Path,
@@ -32,7 +38,7 @@ def check_fresh(
 
     Args:
         directory: the checkpoint.
-        routes: `package` with collab_hf, `code` without it.
+        routes: `package` with collab_hf, `code` without it, `stock` without it and without other code.
         inputs: by `<batch>.<name>`.
         expected: outputs by `<batch>`.
         former: whether the checkpoint's code is a former version's, which may round otherwise.
@@ -54,7 +60,7 @@ def check_fresh(
                 if process.returncode is None:
                     process.kill()
         for route, process in started.items():
-            how = "with collab_hf" if route == "package" else "without collab_hf, by its own code"
+            how = _ROUTES[route]
             if process.returncode:
                 reason = (complaints[route].strip().splitlines() or ["no message"])[-1]
                 raise CheckpointError(f"{directory} does not load in a fresh process {how}: {reason}")

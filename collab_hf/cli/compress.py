@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -56,6 +57,8 @@ def compress(
     params: asked.Params = None,
     size: asked.Size = None,
     parts: asked.PartNames = None,
+    vocabulary_from: asked.VocabularyFrom = None,
+    portable: asked.Portable = False,
     length: asked.Length = None,
     batch_size: asked.BatchSize = None,
     attention: asked.Attention = None,
@@ -127,6 +130,8 @@ def compress(
         "params": params,
         "size": size,
         "parts": None if parts is None else [part.strip() for part in parts.split(",")],
+        "vocabulary_from": vocabulary_from,
+        "portable": portable or None,
         "length": length,
         "batch_size": batch_size,
     }
@@ -172,13 +177,29 @@ def compress(
 
 def _dry_run(model: str, recipe: Recipe, loading: Loading) -> Answer:
     from collab_hf.calibration.examples import load_batches
-    from collab_hf.cli.dry_run import describe
+    from collab_hf.cli import dry_run
     from collab_hf.recipe import NO_CALIBRATION
     from collab_hf.surgery.preview import preview
+    from collab_hf.surgery.vocabulary import Trimming, completed, trimmed_alone, without_vocabulary
+    from collab_hf.surgery.whole_preview import preview_whole
 
-    watched = start_reporting()
+    watched, config = start_reporting(), recipe.config
+    processor = cache(lambda: loading.processor(model))
+    trimming = Trimming.prepare(config, processor) if config.vocabulary_from else None
     loaded, batches = loading.model(model), None
-    if recipe.calibration != NO_CALIBRATION and not recipe.config.exact:
-        sizes = {"max_examples": recipe.calibration_examples, "seed": recipe.config.seed}
-        batches = load_batches(recipe.calibration, loading.processor(model), config=loaded.config, **sizes)
-    return describe(preview(loaded, recipe.config, batches, progress=watched))
+    trimmed = None if trimming is None else trimming.trim_(loaded)
+    rest = without_vocabulary(config)
+    if trimmed is not None and config.vocabulary_alone:
+        report = trimmed_alone(loaded, config, trimmed.report)
+        return dry_run.describe_planned(completed(report, loaded, config, trimmed))
+    if recipe.calibration != NO_CALIBRATION and not config.exact:
+        sizes = {"max_examples": recipe.calibration_examples, "seed": config.seed}
+        reader = processor() if trimmed is None else trimmed.processor
+        batches = load_batches(recipe.calibration, reader, config=loaded.config, **sizes)
+    if not rest.is_whole:
+        return dry_run.describe(preview(loaded, rest, batches, progress=watched), trimmed)
+    if batches is None:
+        raise ConfigError("planning the whole model needs data: give --calibration")
+    before = None if trimmed is None else trimmed.report.parameters_before
+    report = preview_whole(loaded, rest, batches, parameters_before=before, progress=watched)
+    return dry_run.describe_planned(completed(report, loaded, config, trimmed))

@@ -11,17 +11,19 @@ if TYPE_CHECKING:
     from collab_hf.surgery.report import CompressionReport, LayerReport, WholeReport
 
 
-def describe(report: CompressionReport, output: Path, size: int) -> str:
+def describe(report: CompressionReport, output: Path | None, size: int) -> str:
     """Lay out a report.
 
     Args:
         report: what compression did.
-        output: where the checkpoint is.
+        output: where the checkpoint is; None for a dry run.
         size: bytes of its weights.
 
     Returns:
         Lines without a newline at the end.
     """
+    if report.vocabulary is not None and not report.layers:
+        return "\n".join([*_vocabulary(report), _total(report), _written(report, output, size)])
     rows = [
         [
             layer.name,
@@ -37,6 +39,7 @@ def describe(report: CompressionReport, output: Path, size: int) -> str:
     kept = report.qk_parameters_after / report.qk_parameters_before
     return "\n".join(
         [
+            *_vocabulary(report),
             table(["layer", "method", "rank", "error", "Q/K before", "after"], rows),
             "",
             f"query/key: {report.qk_parameters_before:,} -> {report.qk_parameters_after:,} ({kept:.1%})",
@@ -45,24 +48,26 @@ def describe(report: CompressionReport, output: Path, size: int) -> str:
             f" ({'on calibration data' if report.calibrated else 'of the weights alone'})",
             *_losses(report),
             *_slower(report),
-            f"wrote {output} ({size / 1e6:.1f} MB of weights)",
+            _written(report, output, size),
         ]
     )
 
 
-def describe_whole(report: CompressionReport, whole: WholeReport, output: Path, size: int) -> str:
+def describe_whole(report: CompressionReport, whole: WholeReport, output: Path | None, size: int) -> str:
     """Lay out a report on all parts of a model.
 
     Args:
         report: what compression did.
         whole: to all parts.
-        output: where the checkpoint is.
+        output: where the checkpoint is; None for a dry run.
         size: bytes of its weights.
 
     Returns:
         Lines without a newline at the end.
     """
     plans = whole.plans
+    if report.portable:
+        return "\n".join([*_vocabulary(report), *_stock(whole), *_whole_totals(report, whole, output, size)])
     rows = []
     for layer in report.layers:
         heads, values = plans.get("heads", {}).get(layer.name), plans.get("value_output", {}).get(layer.name)
@@ -75,15 +80,28 @@ def describe_whole(report: CompressionReport, whole: WholeReport, output: Path, 
             ]
         )
     widths = [[name, str(plan.width)] for name, plan in plans.get("feed_forward", {}).items()]
-    share = whole.operations_after / whole.operations_before
-    kept = report.parameters_after / report.parameters_before
-    lines = [table(["attention", "heads", "value width", "queries and keys"], rows)]
+    lines = [*_vocabulary(report), table(["attention", "heads", "value width", "queries and keys"], rows)]
     if widths:
         lines += ["", table(["feed-forward", "neurons"], widths)]
-    lines += [
-        "",
+    return "\n".join([*lines, "", *_whole_totals(report, whole, output, size)])
+
+
+def _stock(whole: WholeReport) -> list[str]:
+    """Sizes that the host's own config says."""
+    lines = [
+        f"layers that stay: {', '.join(map(str, plan.kept))} of {stack}, from 0 on"
+        for stack, plan in whole.plans.get("blocks", {}).items()
+    ]
+    widths = {plan.width for plan in whole.plans.get("feed_forward", {}).values()}
+    lines += [f"neurons of every feed-forward: {width}" for width in widths]
+    return [*lines, ""] if lines else []
+
+
+def _whole_totals(report: CompressionReport, whole: WholeReport, output: Path | None, size: int) -> list[str]:
+    share = whole.operations_after / whole.operations_before
+    lines = [
         f"operations of the layers at length {whole.length}: {share:.1%} of the original's",
-        f"whole model: {report.parameters_before:,} -> {report.parameters_after:,} parameters ({kept:.1%})",
+        _total(report),
         *_losses(report),
     ]
     if whole.measured_speedup is not None and whole.predicted_speedup is not None:
@@ -91,7 +109,26 @@ def describe_whole(report: CompressionReport, whole: WholeReport, output: Path, 
             f"speed: {whole.measured_speedup:.2f} times that of the original on this machine "
             f"(predicted {whole.predicted_speedup:.2f})"
         )
-    return "\n".join([*lines, f"wrote {output} ({size / 1e6:.1f} MB of weights)"])
+    return [*lines, _written(report, output, size)]
+
+
+def _vocabulary(report: CompressionReport) -> list[str]:
+    found = report.vocabulary
+    if found is None:
+        return []
+    return [f"vocabulary: {found.rows_after:,} of {found.rows_before:,} rows stay; the tokenizer changed", ""]
+
+
+def _total(report: CompressionReport) -> str:
+    kept = report.parameters_after / report.parameters_before
+    return f"whole model: {report.parameters_before:,} -> {report.parameters_after:,} parameters ({kept:.1%})"
+
+
+def _written(report: CompressionReport, output: Path | None, size: int) -> str:
+    if output is None:
+        return "dry run: nothing was written"
+    kind = ", an ordinary checkpoint of the original's class" if report.portable else ""
+    return f"wrote {output} ({size / 1e6:.1f} MB of weights{kind})"
 
 
 def _losses(report: CompressionReport) -> list[str]:
@@ -103,11 +140,9 @@ def _losses(report: CompressionReport) -> list[str]:
             f"attention output on held-out calibration tokens: mean relative error {before:.4f} after "
             f"decomposition, {after:.4f} after reconstruction"
         )
-    if report.predicted_loss is not None and report.measured_loss is not None:
-        lines.append(
-            f"divergence of the hidden states: predicted {report.predicted_loss:.4f}, "
-            f"measured {report.measured_loss:.4f}"
-        )
+    if report.predicted_loss is not None:
+        measured = "" if report.measured_loss is None else f", measured {report.measured_loss:.4f}"
+        lines.append(f"divergence of the hidden states: predicted {report.predicted_loss:.4f}{measured}")
     return lines
 
 

@@ -122,7 +122,7 @@ def _agreement(
     from collab_hf.measure.evaluation import measure_agreement
 
     model, processor = loading.model(name), loading.processor(name)
-    reference = replace(loading, revision=None, subfolder="").model(against)
+    reference = replace(loading, revision=None, subfolder="").reference(against, model, processor)
     batches = load_batches(data, processor, config=model.config, max_examples=max_examples, **sizes)
     return measure_agreement(model, reference, batches, progress=watched)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -143,7 +144,7 @@ def _heal(
     sizes: dict[str, int],
     overwrite: bool,
 ) -> RecoveryReport:
-    from collab_hf.checkpoint.save import new_directory, save_checkpoint
+    from collab_hf.checkpoint.save import is_portable, new_directory, save_checkpoint
     from collab_hf.hub.card import write_card
     from collab_hf.recovery import recover_
     from collab_hf.surgery.pipeline import recovery_batches, states_beside, write_recovery
@@ -151,12 +152,14 @@ def _heal(
     watched = start_reporting()
     name = str(directory)
     student = loading.model(directory)
-    original = loading.model(teacher or _teacher_of(directory))
-    batches = recovery_batches(data, student, loading.processor(name), sizes, config.seed)
+    processor = loading.processor(name)
+    original = loading.reference(teacher or _teacher_of(directory), student, processor)
+    batches = recovery_batches(data, student, processor, sizes, config.seed)
+    config = replace(config, teacher_blocks=_teacher_blocks(directory))
     report = recover_(student, original, batches, config, progress=watched)
     if _is_main_process():
         with new_directory(output, overwrite=overwrite) as place:
-            save_checkpoint(student, place, original=directory)
+            save_checkpoint(student, place, original=directory, heir=is_portable(directory))
             write_recovery(place, report, data)
             write_card(place, output.resolve().name)
         shutil.rmtree(states_beside(output), ignore_errors=True)
@@ -172,6 +175,15 @@ def _teacher_of(directory: Path) -> str:
     if not name:
         raise ConfigError(f"{directory} does not say what it was made from; give --teacher MODEL")
     return str(name)
+
+
+def _teacher_blocks(directory: Path) -> tuple[int, ...]:
+    """Which layers of the original a checkpoint with fewer of them is compared with."""
+    from collab_hf.files import REPORT_FILE
+
+    path = directory / REPORT_FILE
+    report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return tuple((report.get("whole") or {}).get("teacher_blocks", ()))
 
 
 def _is_main_process() -> bool:

@@ -53,7 +53,10 @@ def verify(
     # As a path: DIR is never looked up on the Hub.
     model = load_model(directory, device="cpu", trust_remote_code=trust_remote_code)
     batches = _batches(directory, model, data, max_examples, trust_remote_code)
-    original = None if against is None else load_model(against)
+    original = None
+    if against is not None:
+        processor = Loading().find_processor(str(directory))
+        original = Loading(device="cpu").reference(against, model, processor)
     found = verify_checkpoint(
         directory, batches, model=model, original=original, trust_remote_code=trust_remote_code
     )
@@ -76,9 +79,16 @@ def _batches(
 
 
 def _describe(found: Verification, directory: Path, against: str | None) -> str:
-    lines = [
+    first = (
         f"{directory} is complete: {found.factors} factors in {found.layers} layers, all finite, "
-        f"{found.qk_parameters:,} parameters",
+        f"{found.qk_parameters:,} parameters"
+    )
+    if found.portable:
+        first = (
+            f"{directory} is complete: an ordinary checkpoint of {found.qk_parameters:,} finite parameters"
+        )
+    lines = [
+        first,
         "fresh process with collab_hf: loads, same outputs",
         "fresh process without collab_hf: "
         + (

@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..files import CARD_FILE
 from ..version import __version__
 from . import card_text
-from .card_tables import layer_rows, section, totals_table
+from .card_tables import layers_table, section, totals_table
 from .facts import CardFacts, base_model, card_metadata, checked_id, is_hub_id, read_card
 from .paths import hide_paths, is_path, last_part
 
@@ -144,9 +144,10 @@ def _metadata(facts: CardFacts, evaluation: Mapping[str, Any] | None, name: str)
     pipeline = taken.setdefault("pipeline_tag", facts.by_head(_PIPELINES) or _backbone_pipeline(facts))
     results = _results(evaluation, str(pipeline))
     measured: dict[str, Any] = {"eval_results": results, "model_name": last_part(name)} if results else {}
+    kind = [] if facts.portable else ["collaborative-attention"]
     return ModelCardData(
         library_name="sentence-transformers" if facts.sentence_transformers else "transformers",
-        tags=list(dict.fromkeys(["collab_hf", "collaborative-attention", "compressed", *tags])),
+        tags=list(dict.fromkeys(["collab_hf", *kind, "compressed", *tags])),
         **taken,
         **_origin(base_model(facts)),
         **measured,
@@ -206,22 +207,19 @@ def _fields(facts: CardFacts, name: str) -> dict[str, str]:
     return {
         "title": name.rpartition("/")[2],
         "version": __version__,
-        "summary": f"{linked} made smaller by surgery on its attention. It loads and runs like the original, "
-        f"a {facts.host}.",
+        "summary": f"{linked} made smaller by surgery. It loads and runs like the original, a {facts.host}.",
         "totals": totals_table(facts.report, facts.weight_bytes),
         "divergence": card_text.divergence(facts),
-        "load_trusted": card_text.loading(facts, name, auto, trusted=True),
-        "load_package": card_text.loading(facts, name, auto, trusted=False),
-        "install": card_text.install_line(),
+        "load": card_text.ways_to_load(facts, name, auto),
         "dense": card_text.dense_again(facts, name),
         "sentence_transformers": card_text.sentence_transformers(facts, name),
         "made": card_text.how_it_was_made(facts),
         "command": card_text.commands(facts),
         "recipe": card_text.recipe(facts),
         "recovery": card_text.recovery(facts),
-        "layers": "\n".join(layer_rows(facts.report, facts.plans, facts.config["collab"].get("heads") or {})),
+        "layers": layers_table(facts.report, facts.plans, facts.collab.get("heads") or {}),
         "sources": card_text.sources(facts),
-        "error_note": note if report else "",
+        "error_note": note if report.get("layers") and not facts.portable else "",
         "base_line": f"The original: {linked.rstrip(chr(44))}",
     }
 

@@ -49,7 +49,8 @@ def loading(facts: CardFacts, name: str, auto_class: str, trusted: bool) -> str:
     Returns:
         The lines.
     """
-    parts = [("model", auto_class, ", trust_remote_code=True" if trusted else "")]
+    needs_trust = trusted and not facts.portable
+    parts = [("model", auto_class, ", trust_remote_code=True" if needs_trust else "")]
     if facts.tokenizer:
         parts.append(("tokenizer", "AutoTokenizer", ""))
     if facts.image_processor:
@@ -64,15 +65,16 @@ def sentence_transformers(facts: CardFacts, name: str) -> str:
     """The same for sentence-transformers, where the checkpoint is one of theirs."""
     if not facts.sentence_transformers:
         return ""
+    trust = "" if facts.portable else ", trust_remote_code=True"
     return (
         "\nAs sentence embeddings:\n\n```python\nfrom sentence_transformers import SentenceTransformer\n\n"
-        f'model = SentenceTransformer("{name}", trust_remote_code=True)\n```\n'
+        f'model = SentenceTransformer("{name}"{trust})\n```\n'
     )
 
 
 def dense_again(facts: CardFacts, name: str) -> str:
     """How to get the host's own class back, where the heads hold what the forms hold."""
-    if any(facts.config["collab"].get(section) for section in _OTHER_PARTS) or not facts.plans:
+    if any(facts.collab.get(section) for section in _OTHER_PARTS) or not facts.plans:
         return ""
     heads = facts.config.get("num_attention_heads") or 1
     head_dim = facts.config.get("head_dim") or (facts.config.get("hidden_size") or 0) // heads
@@ -110,10 +112,56 @@ def how_it_was_made(facts: CardFacts) -> str:
     if found["copy"]:
         sentences.append(f"{_layers(found['copy']).capitalize()} kept what it had, in another form (copy).")
     for section, text in _OTHER_PARTS.items():
-        modules = facts.config["collab"].get(section)
+        modules = facts.collab.get(section)
         if modules:
             sentences.append(f"In {_layers(len(modules))} {text}.")
-    return " ".join([*sentences, "Everything else is the original's."])
+    return " ".join([*_before(facts), *sentences, "Everything else is the original's."])
+
+
+def _before(facts: CardFacts) -> Iterator[str]:
+    """What is smaller in ways that config.json's own entries say."""
+    plans = (facts.report.get("whole") or {}).get("plans") or {}
+    for stack in plans.get("blocks", {}).values() if facts.portable else ():
+        numbers = ", ".join(map(str, stack["kept"]))
+        yield f"Of the original's layers, counted from 0, these stay: {numbers}."
+    widths = {form["width"] for form in plans.get("feed_forward", {}).values()}
+    if facts.portable and widths:
+        yield (
+            f"Every feed-forward has {widths.pop()} neurons, and its output projection was refitted to those "
+            "that stay."
+        )
+    found = facts.report.get("vocabulary")
+    if found:
+        yield (
+            f"{found['rows_after']:,} of {found['rows_before']:,} rows of the vocabulary stay, those that "
+            f"{found['texts']:,} texts use and what any text needs. The tokenizer changed with it: token ids "
+            "are not the original's, and text of another kind is read in smaller pieces."
+        )
+
+
+def ways_to_load(facts: CardFacts, name: str, auto_class: str) -> str:
+    """How the model is loaded, with and without collab_hf.
+
+    Args:
+        facts: of the checkpoint.
+        name: the repository.
+        auto_class: of the model.
+
+    Returns:
+        Sentences and blocks of Python.
+    """
+    trusted = loading(facts, name, auto_class, trusted=True)
+    if facts.portable:
+        return (
+            f"This is a checkpoint of the original's own class, {facts.host}. It loads with transformers and "
+            f"with every tool that knows {facts.host}, without any other code:\n\n```python\n{trusted}\n```"
+        )
+    package = loading(facts, name, auto_class, trusted=False)
+    return (
+        "With transformers alone, by the code in this repository; nothing else has to be installed:\n\n"
+        f"```python\n{trusted}\n```\n\n"
+        f"With collab_hf installed ({install_line()}), by its code:\n\n```python\n{package}\n```"
+    )
 
 
 def divergence(facts: CardFacts) -> str:
@@ -192,7 +240,7 @@ def _layers(count: int) -> str:
 
 def sources(facts: CardFacts) -> str:
     """Where methods come from that the model has a part of, one line each."""
-    if not facts.config["collab"].get("heads"):
+    if not facts.collab.get("heads"):
         return ""
     return (
         "- P. Michel, O. Levy, G. Neubig: Are Sixteen Heads Really Better than One?, "

@@ -58,13 +58,14 @@ class CardFacts:
             CheckpointError: no compressed checkpoint, or a file that is malformed.
         """
         config = _read(directory / "config.json")
-        if not config.get("collab"):
+        report = _read(directory / REPORT_FILE, missing_ok=True)
+        if not config.get("collab") and not report.get("portable"):
             raise CheckpointError(
                 f"{directory} is not a compressed checkpoint: config.json has no collab entry"
             )
         return cls(
             config,
-            _read(directory / REPORT_FILE, missing_ok=True),
+            report,
             _read(directory / RECIPE_FILE, missing_ok=True),
             _read(directory / RECOVERY_FILE, missing_ok=True),
             card_metadata(read_card(directory)),
@@ -75,9 +76,20 @@ class CardFacts:
         )
 
     @property
+    def collab(self) -> Mapping[str, Any]:
+        """Forms by section, as config.json has them; none where the checkpoint is of the host's own class."""
+        found = self.config.get("collab")
+        return found if isinstance(found, Mapping) else {}
+
+    @property
+    def portable(self) -> bool:
+        """Whether it loads without any code of ours."""
+        return not self.collab
+
+    @property
     def plans(self) -> Mapping[str, Mapping[str, Any]]:
         """Forms of the queries and keys by layer."""
-        found = self.config["collab"].get("layers", {})
+        found = self.collab.get("layers", {})
         return found if isinstance(found, Mapping) else {}
 
     @property

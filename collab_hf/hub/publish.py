@@ -165,7 +165,8 @@ def _files(directory: Path) -> dict[str, Path]:
         )
     if facts.weight_bytes == 0:
         raise CheckpointError(f"{directory} has no safetensors weights")
-    for reference in {"configuration_collab.", *dict(facts.config.get("auto_map", {})).values()}:
+    entrance = set() if facts.portable else {"configuration_collab."}
+    for reference in {*entrance, *dict(facts.config.get("auto_map", {})).values()}:
         code = f"{str(reference).partition('.')[0]}.py"
         if code not in files:
             raise CheckpointError(

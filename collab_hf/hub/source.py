@@ -50,6 +50,30 @@ class Loading:
 
         return load_model(name, dtype=self.dtype, device=_find_device(self.device), **self._where())
 
+    def reference(self, name: str, model: PreTrainedModel, processor: Any) -> PreTrainedModel:
+        """Load the original of a model, to compare them on the same inputs.
+
+        Args:
+            name: Hub id or local directory of the original.
+            model: what was made of it.
+            processor: the model's; where its vocabulary was trimmed, the original reads its token ids too.
+
+        Returns:
+            The original.
+
+        Raises:
+            CheckpointError: it can't be loaded.
+            ConfigError: its tokenizer is not the one that was trimmed.
+        """
+        from ..parts.vocabulary import trim_like_
+
+        original = self.model(name)
+        rows, left = (getattr(m.config.get_text_config(), "vocab_size", None) for m in (original, model))
+        if rows is not None and left is not None and left < rows:
+            tokenizers = [getattr(p, "tokenizer", p) for p in (self.processor(name), processor)]
+            trim_like_(original, *tokenizers)
+        return original
+
     def processor(self, name: str) -> Any:
         """Load a model's tokenizer or image processor.
 

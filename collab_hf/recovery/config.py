@@ -59,6 +59,8 @@ class RecoveryConfig:
         trainable: `factors` (shared query/key weights, mixing and biases), `attention` (everything in the
             compressed attention modules), `blocks` (everything in the layers around them), or `all`.
         weights: of the terms of the loss.
+        teacher_blocks: where the student has fewer layers, for each of them the number of the teacher's layer
+            whose output it is to give; none for all, in order.
         pooling: how a model without a head is used: `mean` of its last hidden states, its first token
             (`cls`), `none`, or `auto`: the first token of images, else the mean.
         held_out: share of the batches that are kept back to choose the best state by, in (0, 1).
@@ -84,6 +86,7 @@ class RecoveryConfig:
     warmup: float = 0.1
     trainable: Trainable = "factors"
     weights: LossWeights = field(default_factory=LossWeights)
+    teacher_blocks: tuple[int, ...] = ()
     pooling: Pooling = "auto"
     held_out: float = 0.03
     evaluations: int = 6
@@ -105,6 +108,8 @@ class RecoveryConfig:
         if self.plot is not None and self.log is None:
             raise ConfigError("plot draws the curve from the log, so it needs log too")
         self._check_ranges()
+        if self.teacher_blocks and self.weights.attention:
+            raise ConfigError("attention weights can't be compared where layers were dropped; leave them out")
         for name, allowed in (
             ("trainable", get_args(Trainable)),
             ("pooling", get_args(Pooling)),

@@ -55,7 +55,7 @@ def recover_(
         Held-out loss and agreement before and after.
 
     Raises:
-        FamilyError: the student has no compressed layer, and `trainable` is not `all`.
+        FamilyError: the student has no compressed layer, and `trainable` is `factors` or `attention`.
         RecoveryError: no batches, batches that a model refuses, a teacher that does not fit the student, a
             loss that is not finite, or a state of another run in config.checkpoint_dir.
         ConfigError: a mixed precision that recovery does not run in, or a plot without matplotlib.
@@ -64,7 +64,7 @@ def recover_(
     if config.plot is not None:
         check_drawing()
     parameters = trainable_parameters(student, config.trainable)
-    _check_teacher(student, teacher)
+    _check_teacher(student, teacher, config)
     pool = BatchPool(batches, config.held_out, config.seed)
     processes = Processes(student.device)
     if processes.count > 1:
@@ -95,7 +95,7 @@ class _Run:
     ) -> None:
         self._student, self._config, self._pool, self._processes = student, config, pool, processes
         self._parameters = parameters
-        self._wanted = Wanted.by(config.weights, config.pooling, student.config)
+        self._wanted = Wanted.by(config.weights, config.pooling, student.config, config.teacher_blocks)
         cache = config.cache_gigabytes * 1e9
         self._source = TargetSource(pool, teacher, student.dtype, self._wanted, processes, cache)
         asked = launched_precision() if config.mixed_precision == "auto" else config.mixed_precision
@@ -263,7 +263,7 @@ class _Run:
         )
 
 
-def _check_teacher(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+def _check_teacher(student: PreTrainedModel, teacher: PreTrainedModel, config: RecoveryConfig) -> None:
     if student is teacher:
         raise RecoveryError("student and teacher are the same model; load the original a second time")
     shared = {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
@@ -271,6 +271,8 @@ def _check_teacher(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         raise RecoveryError("student and teacher share weights; load the original a second time")
     for name in ("hidden_size", "num_hidden_layers", "num_labels", "vocab_size"):
         ours, theirs = (getattr(m.config.get_text_config(), name, None) for m in (student, teacher))
+        if name == "num_hidden_layers" and config.teacher_blocks:
+            theirs = len(config.teacher_blocks)
         if ours != theirs:
             raise RecoveryError(f"the teacher does not fit: its {name} is {theirs}, the student's {ours}")
 

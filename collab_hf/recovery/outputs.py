@@ -5,8 +5,8 @@ Shapes: B batch, T tokens, D hidden_size, H num_heads, N tokens of the batch tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -31,6 +31,8 @@ class Wanted:
         embeddings: pooled embeddings.
         logits: the head's predictions.
         attention: attention weights.
+        teacher_blocks: numbers of the teacher's hidden states that the student's are compared with; none for
+            all, in order.
     """
 
     hidden: bool
@@ -38,9 +40,12 @@ class Wanted:
     embeddings: bool
     logits: bool
     attention: bool
+    teacher_blocks: tuple[int, ...] = ()
 
     @classmethod
-    def by(cls, weights: LossWeights, pooling: Pooling, config: Any) -> Wanted:
+    def by(
+        cls, weights: LossWeights, pooling: Pooling, config: Any, teacher_blocks: Sequence[int] = ()
+    ) -> Wanted:
         """What a loss with these weights needs."""
         if pooling == "auto":
             pooling = usual_pooling(config)
@@ -51,6 +56,7 @@ class Wanted:
             embeddings=embeddings,
             logits=weights.logits > 0,
             attention=weights.attention > 0,
+            teacher_blocks=tuple(teacher_blocks),
         )
 
 
@@ -75,6 +81,22 @@ class Outputs:
     embeddings: Tensor | None = None
     logits: Tensor | None = None
     logits_mask: Tensor | None = None
+
+
+def chosen(found: Outputs, numbers: Sequence[int]) -> Outputs:
+    """Some of the hidden states alone.
+
+    Args:
+        found: outputs of the teacher.
+        numbers: of the layers, from 0; none for all.
+
+    Returns:
+        The outputs with those.
+    """
+    if not numbers or not found.hidden:
+        return found
+    masks = tuple(found.hidden_masks[number] for number in numbers)
+    return replace(found, hidden=tuple(found.hidden[number] for number in numbers), hidden_masks=masks)
 
 
 def run(model: PreTrainedModel, batch: Mapping[str, Any], wanted: Wanted) -> Outputs:

@@ -26,6 +26,8 @@ from ..recovery.reconstruction import Reconstruction, reconstruct
 from ..tensors.factors import SharedFactors
 from ..tensors.moments import LayerStatistics
 from .report import CompressionReport, LayerReport
+from .stock import compress_stock_
+from .vocabulary import Trimmed, completed, trimmed_alone, without_vocabulary
 from .whole import compress_whole_
 
 
@@ -60,8 +62,14 @@ def compress_(
         DecompositionError: weights that are not finite.
     """
     config = config or CollabConfig()
+    if config.vocabulary_from is not None:
+        raise ConfigError(
+            "compress_ has no tokenizer to trim; use compress_checkpoint, or trim_vocabulary_ of "
+            "collab_hf.parts.vocabulary before it"
+        )
     if config.is_whole:
-        return compress_whole_(model, config, calibration, progress=progress)
+        surgery = compress_stock_ if config.portable else compress_whole_
+        return surgery(model, config, calibration, progress=progress)
     part = PARTS["query_key"]
     sites = part.sites(model)
     _candidates(part, sites, config)  # ranks that don't fit come out before any work
@@ -83,6 +91,43 @@ def compress_(
     after = sum(p.numel() for p in model.parameters())
     losses = prepared.predicted_loss, measured
     return CompressionReport(tuple(reports), before, after, statistics is not None, config, *losses)
+
+
+def compress_trimmed_(
+    model: PreTrainedModel,
+    config: CollabConfig,
+    trimmed: Trimmed | None,
+    calibration: Iterable[Mapping[str, Any]] | None,
+    *,
+    original: PreTrainedModel | None,
+    progress: bool,
+) -> CompressionReport:
+    """Compress a model whose vocabulary was trimmed, if that was asked for.
+
+    Args:
+        model: as for `compress_`.
+        config: settings, the vocabulary's among them.
+        trimmed: what trimming did; None where it was not asked for.
+        calibration: batches of model inputs.
+        original: a copy of the model, needed where the whole model has a target.
+        progress: whether to draw progress bars on stderr.
+
+    Returns:
+        What was done, trimming included.
+
+    Raises:
+        ConfigError: as for `compress_`, and so are the others.
+    """
+    rest, before = without_vocabulary(config), None if trimmed is None else trimmed.report.parameters_before
+    if config.vocabulary_alone and trimmed is not None:
+        report = trimmed_alone(model, config, trimmed.report)
+    elif rest.is_whole:
+        surgery = compress_stock_ if rest.portable else compress_whole_
+        settings: dict[str, Any] = {"original": original, "parameters_before": before}
+        report = surgery(model, rest, calibration, **settings, progress=progress)
+    else:
+        report = compress_(model, rest, calibration, progress=progress)
+    return completed(report, model, config, trimmed)
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from ..hub.source import Loading
 from ..recipe import DEFAULT_EXAMPLES, NO_CALIBRATION, Recipe, current_versions, public_name
 from ..recovery import RecoveryConfig, RecoveryReport, recover_
 from ..recovery.masking import mask_tokens
-from .compress import compress_
+from .compress import compress_trimmed_
 from .report import CompressionReport
-from .whole import compress_whole_
+from .vocabulary import Trimmed, Trimming, check_no_recovery
 
 # Examples that recovery reads at most: their tokens stay in memory, and minutes of recovery read no more.
 RECOVERY_EXAMPLES = 20_000
@@ -100,6 +100,9 @@ def compress_checkpoint(
     """
     work = _Work(model, Path(output), config or CollabConfig(), loading or Loading(), overwrite, progress)
     work.processor = processor
+    if work.config.vocabulary_alone:
+        check_no_recovery(recover or recovery)
+        calibration = NO_CALIBRATION
     # A recipe with plans is done once they are built: recovery is not in it, and was asked for beside it.
     targeted = work.config.is_whole and not work.config.plans
     wanted = recover if recover is not None else recovery is not None or targeted
@@ -111,17 +114,20 @@ def compress_checkpoint(
             "recovery needs data: give --calibration, or leave out --heal-steps and --heal-minutes"
         )
     check_output(work.output, original=work.place, overwrite=overwrite)
+    trimming = Trimming.prepare(work.config, work.read_processor) if work.config.vocabulary_from else None
     loaded = work.load()
     size_before = sum(p.numel() * p.element_size() for p in loaded.parameters())
+    trimmed = None if trimming is None else trimming.trim_(loaded)
+    if trimmed is not None:
+        work.processor = trimmed.processor
     batches = work.batches(calibration, loaded, max_examples=calibration_examples)
     original = copy.deepcopy(loaded) if settings is not None or work.config.is_whole else None
-    if work.config.is_whole:
-        report = compress_whole_(loaded, work.config, batches, original=original, progress=progress)
-    else:
-        report = compress_(loaded, work.config, batches, progress=progress)
+    report = compress_trimmed_(loaded, work.config, trimmed, batches, original=original, progress=progress)
     healed = None
-    if settings is not None and original is not None:
+    if settings is not None and original is not None and report.changed:
         more = work.recovery_batches(data, loaded, settings.seed)
+        if report.whole is not None:
+            settings = replace(settings, teacher_blocks=report.whole.teacher_blocks)
         healed = recover_(loaded, original, more, settings, progress=progress)
     recipe = Recipe(
         report.config,
@@ -130,7 +136,7 @@ def compress_checkpoint(
         work.public_name,
         current_versions(),
     )
-    size = _write(work, loaded, recipe, report, healed, size_before)
+    size = _write(work, loaded, recipe, report, healed, size_before, trimmed)
     if settings is not None:
         shutil.rmtree(states_beside(work.output), ignore_errors=True)
     return CompressedCheckpoint(work.output, report, healed, size)
@@ -257,12 +263,15 @@ def _write(
     report: CompressionReport,
     healed: RecoveryReport | None,
     size_before: int,
+    trimmed: Trimmed | None,
 ) -> int:
     """Write the checkpoint and what belongs to it; the size of the weights' files in bytes."""
     local = not isinstance(work.model, PreTrainedModel) or work.place.is_dir()
     original: str | Path = work.loading.files(work.name) if local else work.name
     with new_directory(work.output, overwrite=work.overwrite) as directory:
         save_checkpoint(model, directory, original=original, processor=work.processor)
+        if trimmed is not None:
+            trimmed.write(directory)
         recipe.write(directory / RECIPE_FILE)
         source = {**work.loading.source(work.name), "weight_bytes_before": size_before}
         text = json.dumps({**source, **report.to_dict()}, indent=2, allow_nan=False)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..config import CollabConfig
 from ..host.sites import AttentionSite
 from ..modeling.plan import LayerPlan
 from ..parts.query_key.costs import break_even_length
+from ..parts.vocabulary import VocabularyReport
 from ..recovery.blocks import BlockReport
 from ..recovery.reconstruction import Reconstruction
 from ..tensors.factors import SharedFactors
@@ -77,6 +78,22 @@ class LayerReport:
         )
 
 
+def settled(config: CollabConfig, plans: Mapping[str, Mapping[str, Any]]) -> CollabConfig:
+    """Settings that build the same model again without planning.
+
+    Args:
+        config: what was asked for.
+        plans: what was chosen, by part and module.
+
+    Returns:
+        Settings with the plans in the place of the target; those asked for, where all was left as it was.
+    """
+    if not any(plans.values()):
+        return config
+    written = {part: {name: form.to_dict() for name, form in forms.items()} for part, forms in plans.items()}
+    return replace(config, speedup=None, flops=None, params=None, size=None, hold_out=True, plans=written)
+
+
 @dataclass(frozen=True)
 class WholeReport:
     """What happened to all parts of a model under one budget.
@@ -90,6 +107,8 @@ class WholeReport:
             calibration examples; empty without reconstruction.
         predicted_speedup: of the forms, on this machine; None where speed was not asked for.
         measured_speedup: of the compressed model.
+        teacher_blocks: numbers of the original's blocks whose outputs the blocks that stay are to give; none
+            where no block was dropped.
     """
 
     plans: Mapping[str, Mapping[str, Any]]
@@ -99,6 +118,7 @@ class WholeReport:
     blocks: tuple[BlockReport, ...] = ()
     predicted_speedup: float | None = None
     measured_speedup: float | None = None
+    teacher_blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,6 +136,8 @@ class CompressionReport:
         measured_loss: divergence of the compressed model's hidden states from the original's on the same
             examples, which neither statistics nor reconstruction saw.
         whole: what happened to the other parts of the model; None where queries and keys alone were.
+        vocabulary: rows that were dropped before anything else; None where none were asked to be.
+        portable: whether the model is of the host's own class, so that it loads without any code of ours.
     """
 
     layers: tuple[LayerReport, ...]
@@ -126,6 +148,15 @@ class CompressionReport:
     predicted_loss: float | None = None
     measured_loss: float | None = None
     whole: WholeReport | None = None
+    vocabulary: VocabularyReport | None = None
+    portable: bool = False
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything but the vocabulary is smaller, so that there is something to recover."""
+        if self.whole is not None:
+            return any(self.whole.plans.values())
+        return any(layer.plan is not None for layer in self.layers)
 
     @property
     def qk_parameters_before(self) -> int:
@@ -140,7 +171,7 @@ class CompressionReport:
     @property
     def mean_relative_error(self) -> float:
         """Mean of the layers' relative errors."""
-        return sum(layer.relative_error for layer in self.layers) / len(self.layers)
+        return sum(layer.relative_error for layer in self.layers) / max(1, len(self.layers))
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, ready for JSON."""
@@ -149,10 +180,13 @@ class CompressionReport:
         for layer, report in zip(values["layers"], self.layers, strict=True):
             layer["plan"] = None if report.plan is None else report.plan.to_dict()
         values["layers"] = list(values["layers"])
+        if self.vocabulary is None:
+            del values["vocabulary"]
         if self.whole is None:
             del values["whole"]
         else:
-            values["whole"]["blocks"] = list(values["whole"]["blocks"])
+            for name in ("blocks", "teacher_blocks"):
+                values["whole"][name] = list(values["whole"][name])
             values["whole"]["plans"] = {
                 part: {name: plan.to_dict() for name, plan in plans.items()}
                 for part, plans in self.whole.plans.items()
