@@ -17,6 +17,7 @@ from collab_hf.modeling.errors import ConfigError
 
 if TYPE_CHECKING:
     from collab_hf.recipe import Recipe
+    from collab_hf.surgery.pipeline import CompressedCheckpoint
 
 EXAMPLE = (
     "Example: collab-hf compress bert-base-uncased -o bert-quarter --budget 0.25; "
@@ -66,6 +67,7 @@ def compress(
     ] = None,
     calibration: asked.Calibration = None,
     calibration_examples: asked.CalibrationExamples = None,
+    shipped_share: options.ShippedShare = None,
     reconstruct_steps: asked.ReconstructSteps = None,
     heal_steps: asked.HealSteps = None,
     heal_minutes: asked.HealMinutes = None,
@@ -120,6 +122,7 @@ def compress(
         "content_bias": content_bias,
         "calibration": calibration,
         "calibration_examples": calibration_examples,
+        "shipped_share": shipped_share,
         "reconstruct_steps": reconstruct_steps,
         "seed": seed,
         "speedup": speedup,
@@ -151,6 +154,7 @@ def compress(
         recipe.config,
         calibration=recipe.calibration,
         calibration_examples=recipe.calibration_examples,
+        shipped_share=recipe.shipped_share,
         recovery=recovery,
         recovery_data=recovery_data,
         recover=False if heal_steps == 0 and heal_minutes is None else None,
@@ -159,7 +163,7 @@ def compress(
         progress=start_reporting(),
     )
     values = {"model": model, **done.to_dict()}
-    lines = [describe(done.report, output, done.file_size)]
+    lines = [*_calibrated(done), describe(done.report, output, done.file_size)]
     if done.recovery is not None:
         lines.append(describe_recovery(done.recovery))
     if push_to_hub is not None:
@@ -171,14 +175,31 @@ def compress(
 
 
 def _dry_run(model: str, recipe: Recipe, loading: Loading) -> Answer:
-    from collab_hf.calibration.examples import load_batches
     from collab_hf.cli.dry_run import describe
     from collab_hf.recipe import NO_CALIBRATION
     from collab_hf.surgery.preview import preview
+    from collab_hf.surgery.reading import read_run
 
     watched = start_reporting()
-    loaded, batches = loading.model(model), None
-    if recipe.calibration != NO_CALIBRATION and not recipe.config.exact:
-        sizes = {"max_examples": recipe.calibration_examples, "seed": recipe.config.seed}
-        batches = load_batches(recipe.calibration, loading.processor(model), config=loaded.config, **sizes)
-    return describe(preview(loaded, recipe.config, batches, progress=watched))
+    loaded = loading.model(model)
+    weights_alone = recipe.calibration == NO_CALIBRATION or recipe.config.exact
+    read = read_run(
+        None if weights_alone else recipe.calibration,
+        None,
+        loaded,
+        lambda: loading.processor(model),
+        recipe.drawn,
+        None,
+    )
+    return describe(preview(loaded, recipe.config, read.calibration, progress=watched))
+
+
+def _calibrated(done: CompressedCheckpoint) -> list[str]:
+    """Whose examples calibrated."""
+    if done.calibration is None:
+        return []
+    examples, shipped = done.calibration["examples"], done.calibration["shipped"]
+    if shipped == examples:
+        return [f"calibrated on {shipped:,} examples that ship with the package"]
+    mixed = f" and {shipped:,} that ship with the package" if shipped else ""
+    return [f"calibrated on {examples - shipped:,} of your examples{mixed}"]

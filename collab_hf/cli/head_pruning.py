@@ -9,7 +9,7 @@ import typer
 
 from collab_hf.cli import options
 from collab_hf.cli.answers import Answer, start_reporting, table
-from collab_hf.cli.head_options import Attention, Calibration, Examples, Seed, example_batches, kinds
+from collab_hf.cli.head_options import Attention, Calibration, Examples, Seed, kinds
 from collab_hf.errors import ConfigError
 from collab_hf.hub.source import Loading
 
@@ -63,13 +63,16 @@ def prune(
     from collab_hf.checkpoint.atomic import check_output
     from collab_hf.config import CollabConfig
     from collab_hf.heads import pruning_plan
+    from collab_hf.recipe import SHIPPED_SHARE
     from collab_hf.surgery.pipeline import compress_checkpoint
+    from collab_hf.surgery.reading import read_run
 
     check_output(output, original=Path(model) / subfolder, overwrite=overwrite)
     watched = start_reporting()
     loading = Loading(dtype, device, revision, subfolder, token, trust_remote_code)
     loaded, processor = loading.model(model), loading.processor(model)
-    batches = list(example_batches(calibration, loaded, processor, examples, seed))
+    sampling = {"examples": examples, "seed": seed, "shipped_share": SHIPPED_SHARE}
+    batches = list(read_run(calibration, None, loaded, lambda: processor, sampling, None).calibration or ())
     plans = pruning_plan(
         loaded,
         batches,
