@@ -47,6 +47,7 @@ def prune(
     ] = 1,
     calibration: Calibration = "default",
     examples: Examples = 1000,
+    shipped_share: options.ShippedShare = None,
     seed: Seed = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing checkpoint DIR.")
@@ -71,7 +72,8 @@ def prune(
     watched = start_reporting()
     loading = Loading(dtype, device, revision, subfolder, token, trust_remote_code)
     loaded, processor = loading.model(model), loading.processor(model)
-    sampling = {"examples": examples, "seed": seed, "shipped_share": SHIPPED_SHARE}
+    share = SHIPPED_SHARE if shipped_share is None else shipped_share
+    sampling = {"examples": examples, "seed": seed, "shipped_share": share}
     batches = list(read_run(calibration, None, loaded, lambda: processor, sampling, None).calibration or ())
     plans = pruning_plan(
         loaded,
@@ -94,6 +96,7 @@ def prune(
         CollabConfig(plans=settings, parts=("heads",), reconstruct_steps=0, seed=seed),
         calibration=calibration,
         calibration_examples=examples,
+        shipped_share=share,
         recover=False,
         loading=loading,
         overwrite=overwrite,
