@@ -72,8 +72,9 @@ def prune(
     watched = start_reporting()
     loading = Loading(dtype, device, revision, subfolder, token, trust_remote_code)
     loaded, processor = loading.model(model), loading.processor(model)
-    share = SHIPPED_SHARE if shipped_share is None else shipped_share
-    sampling = {"examples": examples, "seed": seed, "shipped_share": share}
+    if shipped_share is None:
+        shipped_share = SHIPPED_SHARE
+    sampling = {"examples": examples, "seed": seed, "shipped_share": shipped_share}
     batches = list(read_run(calibration, None, loaded, lambda: processor, sampling, None).calibration or ())
     plans = pruning_plan(
         loaded,
@@ -96,7 +97,7 @@ def prune(
         CollabConfig(plans=settings, parts=("heads",), reconstruct_steps=0, seed=seed),
         calibration=calibration,
         calibration_examples=examples,
-        shipped_share=share,
+        shipped_share=shipped_share,
         recover=False,
         loading=loading,
         overwrite=overwrite,
