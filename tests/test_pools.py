@@ -2,6 +2,7 @@
 
 import string
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def test_the_default_is_what_it_was(tokenizer: Any) -> None:
     assert not training & held
     assert training | held == SHIPPED
     assert len(held) == len(SHIPPED) // 4
-    assert pools.shipped == 1000
+    assert pools.counts == {"examples": 1000, "shipped": 1000}
 
 
 @pytest.mark.parametrize("count", [4, 100, 676])
@@ -71,21 +72,21 @@ def test_a_text_that_ships_too_does_not_calibrate_where_it_judges(tokenizer: Any
 
 def test_half_ship_and_they_fill_up_what_a_small_file_lacks(tokenizer: Any) -> None:
     half = read_pools(OWN, tokenizer, examples=300)
-    assert (len(half.calibration), half.shipped) == (300, 150)
+    assert (len(half.calibration), half.counts["shipped"]) == (300, 150)
     small = read_pools(OWN[:100], tokenizer, examples=300)
-    assert (len(small.calibration), small.shipped) == (300, 225)
+    assert (len(small.calibration), small.counts["shipped"]) == (300, 225)
     alone = read_pools(OWN, tokenizer, examples=300, shipped_share=0)
-    assert (len(alone.calibration), alone.shipped) == (300, 0)
+    assert (len(alone.calibration), alone.counts["shipped"]) == (300, 0)
     assert not SHIPPED & set(alone.training.texts)
     quarter = read_pools(OWN, tokenizer, examples=300, shipped_share=0.25)
-    assert quarter.shipped == 75
+    assert quarter.counts["shipped"] == 75
 
 
 def test_text_that_a_tokenizer_does_not_know_is_not_mixed_in() -> None:
     from test_examples import tiny_tokenizer
 
     pools = read_pools(OWN, tiny_tokenizer(), examples=300)
-    assert pools.shipped == 0
+    assert pools.counts["shipped"] == 0
     assert not SHIPPED & set(pools.training.texts)
 
 
@@ -106,7 +107,7 @@ def test_images_are_mixed_in_turn(tmp_path: Path) -> None:
     images = pools.calibration.images
     mine = [isinstance(images._places[i][0][images._places[i][1]], Path) for i in (0, 1, 2, 3)]
     assert mine == [True, False, True, False]
-    assert (len(images), pools.shipped) == (40, 20)
+    assert (len(images), pools.counts["shipped"]) == (40, 20)
     own = [item for item in pools.held_out.images._places if len(item[0]) == 15]
     assert len(own) == 15
 
@@ -123,3 +124,19 @@ def test_default_images_are_the_same_and_others_judge() -> None:
 def test_numbers_out_of_range(tokenizer: Any, settings: dict[str, Any], given: str) -> None:
     with pytest.raises(CalibrationError, match=rf"shipped share in \[0, 1\), got .*{given}"):
         read_pools(OWN, tokenizer, **settings)
+
+
+def test_two_towers_count_the_side_that_is_the_users(tokenizer: Any, tmp_path: Path) -> None:
+    for index in range(8):
+        Image.new("RGB", (20, 20), (index, 0, 0)).save(tmp_path / f"{index}.png")
+    both = SimpleNamespace(
+        model_input_names=["input_ids", "pixel_values"],
+        tokenizer=tokenizer,
+        image_processor=ViTImageProcessorPil(size={"height": 16, "width": 16}),
+    )
+    pictures = read_pools(str(tmp_path), both, examples=10)
+    assert pictures.counts == {"examples": 10, "shipped": 5}
+    assert set(pictures.calibration.texts) <= SHIPPED
+    texts = read_pools(OWN, both, examples=30)
+    assert texts.counts == {"examples": 30, "shipped": 15}
+    assert (len(texts.calibration.images), len(texts.calibration)) == (30, 30)

@@ -10,7 +10,7 @@ worse on everything else, and on other text of the user's kind too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,13 +40,14 @@ class Pools:
         calibration: what statistics, plans and reconstruction read.
         training: what recovery reads: the same, and more of it.
         held_out: what neither reads; empty where there are too few examples to set some aside.
-        shipped: how many of the calibration examples ship with the package.
+        counts: how many `examples` calibrate, and how many of them are `shipped` with the package; of the
+            side that is the user's, where a model takes text and images.
     """
 
     calibration: Examples
     training: Examples
     held_out: Examples
-    shipped: int
+    counts: Mapping[str, int]
 
     @property
     def everything(self) -> Examples:
@@ -105,7 +106,9 @@ def read_pools(
             images = _mixed(_split(own_images, examples, seed), images, examples, shipped_share, seed)
     parts = ("calibration", "training", "held_out")
     calibration, training, held = (Examples(getattr(texts, p), getattr(images, p)) for p in parts)
-    return Pools(calibration, training, held, max(texts.shipped, images.shipped))
+    main = images if tokenizer is None or (own_images and not own_texts) else texts
+    counts = {"examples": len(main.calibration), "shipped": main.shipped}
+    return Pools(calibration, training, held, counts)
 
 
 def _own(
@@ -178,12 +181,11 @@ def _mixed(own: _Split, shipped: _Split, examples: int, share: float, seed: int)
     most = max(1, examples - round(share * examples))
     mine = Picked.some(own.calibration, most, seed)
     theirs = Picked.some(shipped.calibration, examples - len(mine), seed)
+    judges = Picked.some(shipped.held_out, max(len(own.held_out), _USUAL_NUMBER), seed)
     return _Split(
         _interleaved(mine, theirs),
         _interleaved(own.training, shipped.training),
-        _interleaved(
-            own.held_out, Picked.some(shipped.held_out, max(len(own.held_out), _USUAL_NUMBER), seed)
-        ),
+        _interleaved(own.held_out, judges),
         len(theirs),
     )
 

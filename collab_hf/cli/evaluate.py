@@ -130,12 +130,10 @@ def _judges(name: str, data: str, most: int, loading: Loading) -> _Judges:
     processor, directory = loading.processor(name), loading.files(name)
     shipped, known = data == "default", public_name(data) in read_by(directory)
     pools = read_pools(data, processor, **{**Recipe.sampling(directory), "shipped_share": 0.0})
-    held, origin = (
-        pools.held_out,
-        "examples that ship with the package" if shipped else f"{public_name(data)}",
-    )
-    if (shipped or known) and len(held):
-        return _Judges(held.at_most(most, 0), processor, f"{origin}: those set aside from calibration")
+    origin = "examples that ship with the package" if shipped else public_name(data)
+    if (shipped or known) and len(pools.held_out):
+        aside = pools.held_out.at_most(most, 0)
+        return _Judges(aside, processor, f"{origin}: those set aside from calibration")
     unknown = "calibration read it too" if known else "calibration is not known to have read it"
     return _Judges(pools.everything.at_most(most, 0), processor, f"{origin}: {unknown}")
 

@@ -68,7 +68,7 @@ def read_run(
     elif calibration is not None:
         pools = read_pools(calibration, processor(), **sampling)
         batches = batches_of(pools.calibration, processor(), config=model.config)
-        counts = {"examples": len(pools.calibration), "shipped": pools.shipped}
+        counts = pools.counts
     if not heals:
         return Reading(batches, counts=counts)
     if are_batches(recovery):
