@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -12,6 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from .config import CollabConfig
+from .files import RECIPE_FILE, RECOVERY_FILE
 from .modeling.errors import ConfigError
 
 _TYPE_NAMES = {
@@ -26,6 +28,8 @@ _TYPE_NAMES = {
 
 NO_CALIBRATION = "none"
 DEFAULT_EXAMPLES = 1000
+# Beside a user's narrow text: of all-MiniLM-L6-v2 this kept more on that text too (docs/benchmarks).
+SHIPPED_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Recipe:
         config: method and ranks.
         calibration: `default`, `none`, a file, a folder or a data set id.
         calibration_examples: examples used at most.
+        shipped_share: share of them that ship with the package, beside a user's own.
         model: the checkpoint that was compressed, by id or by its directory's last name; for the reader.
         versions: of the packages that made it; for the reader.
     """
@@ -43,6 +48,7 @@ class Recipe:
     config: CollabConfig
     calibration: str = "default"
     calibration_examples: int = DEFAULT_EXAMPLES
+    shipped_share: float = SHIPPED_SHARE
     model: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -98,9 +104,38 @@ class Recipe:
             raise ConfigError(
                 f"calibration_examples must be at least 1, got {values['calibration_examples']}"
             )
+        if not 0 <= values.get("shipped_share", 0) < 1:
+            raise ConfigError(f"shipped_share must be in [0, 1), got {values['shipped_share']}")
         settings = {name: value for name, value in values.items() if name not in own}
         rest = {name: value for name, value in values.items() if name in own}
         return cls(CollabConfig.from_dict(settings), **rest)
+
+    @property
+    def drawn(self) -> dict[str, Any]:
+        """How its examples are drawn: what `read_pools` takes."""
+        return {
+            "examples": self.calibration_examples,
+            "seed": self.config.seed,
+            "shipped_share": self.shipped_share,
+        }
+
+    @classmethod
+    def sampling(cls, directory: Path) -> dict[str, Any]:
+        """How the examples that a checkpoint was made with were drawn, so that its hold-out is found again.
+
+        Args:
+            directory: of the checkpoint; without a recipe, as for any model, the defaults are given.
+
+        Returns:
+            What `read_pools` takes.
+        """
+        path = directory / RECIPE_FILE
+        values = cls.read(path) if path.is_file() else {}
+        return {
+            "examples": values.get("calibration_examples", DEFAULT_EXAMPLES),
+            "seed": values.get("seed", 0),
+            "shipped_share": values.get("shipped_share", SHIPPED_SHARE),
+        }
 
     def write(self, path: Path) -> None:
         """Write the recipe as YAML, without local paths.
@@ -115,6 +150,8 @@ class Recipe:
         }
         if self.calibration_examples != DEFAULT_EXAMPLES:
             values["calibration_examples"] = self.calibration_examples
+        if self.calibration not in ("default", NO_CALIBRATION):
+            values["shipped_share"] = self.shipped_share
         values["versions"] = dict(self.versions)
         path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
@@ -160,6 +197,24 @@ def public_source(data: str) -> str:
     """
     local = Path(data).expanduser()
     return local.name if local.exists() else data
+
+
+def read_by(directory: Path) -> set[str]:
+    """Names of the data that calibrated a checkpoint or recovered it.
+
+    Args:
+        directory: of the checkpoint.
+
+    Returns:
+        The names, without the local paths that led to them; none for a checkpoint without a recipe.
+    """
+    recipe, recovery = directory / RECIPE_FILE, directory / RECOVERY_FILE
+    names = []
+    if recipe.is_file():
+        names.append(Recipe.read(recipe).get("calibration"))
+    if recovery.is_file():
+        names.append(json.loads(recovery.read_text(encoding="utf-8")).get("data"))
+    return {name for name in names if isinstance(name, str)}
 
 
 def current_versions() -> dict[str, str]:

@@ -48,6 +48,25 @@ def test_agreement_on_what_ships_with_the_package(
     assert collab_hf("evaluate", compressed, *task, "--json").values["examples"] == 20
 
 
+def test_agreement_is_on_what_calibration_did_not_read(
+    collab_hf: CommandLine, model: Path, tmp_path: Path
+) -> None:
+    """A file that calibrated is known by its name; another is read as a whole."""
+    lines = [f"{a} {b}" for a in SENTENCES for b in SENTENCES]
+    text, other = (write_lines(tmp_path / name, lines) for name in ("mine.txt", "other.txt"))
+    small = tmp_path / "small"
+    made = ["--method", "cp", "--rank", 4, "--calibration", text, "--calibration-examples", 16, "--seed", 5]
+    assert collab_hf("compress", model, "-o", small, *made, "--reconstruct-steps", 0).code == 0
+    task = ["evaluate", small, "--task", "agreement", "--against", model]
+    mine = collab_hf(*task, "--data", text, "--json").values
+    assert (mine["examples"], mine["read"]) == (9, "mine.txt: those set aside from calibration")
+    whole = collab_hf(*task, "--data", other)
+    assert "examples: 36\nread: other.txt: calibration is not known to have read it" in whole.out
+    shipped = collab_hf(*task, "--json").values
+    assert shipped["read"] == "examples that ship with the package: those set aside from calibration"
+    assert shipped["examples"] == 335
+
+
 def test_agreement_of_image_models(collab_hf: CommandLine, tiny_vit: Any, tmp_path: Path) -> None:
     from PIL import Image
 

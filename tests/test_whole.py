@@ -279,6 +279,7 @@ class TestSettings:
 def test_command_line(collab_hf: CommandLine, model, text, tmp_path):
     out = tmp_path / "out"
     arguments = ["--flops", "0.6", "--length", "12", "--calibration", text, "--heal-steps", "4", "--json"]
+    arguments += ["--calibration-examples", "16"]
     answer = json.loads(collab_hf("compress", model, "-o", out, *arguments).out)
     assert answer["whole"]["operations_after"] <= 0.6 * answer["whole"]["operations_before"]
     assert answer["recovery"]["steps"] == 4

@@ -4,21 +4,47 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import CalibrationError
+from .foreign_text import warn_of_foreign_text
+from .picked import Picked
 from .sources import DEFAULT, open_image, read_images, read_texts
 
-# Of the default text's characters, the tokenizer of minilm keeps all, one for reactions (SMILES) 0.29, one
-# for proteins 0.02.
-_KEPT_BY_TEXT_TOKENIZERS = 0.5
-# Enough to tell: the first 64 of the default texts give the same share within 0.02.
-_TEXTS_LOOKED_AT = 64
+
+@dataclass(frozen=True)
+class Examples:
+    """What a model can read.
+
+    Attributes:
+        texts: none for a model of images.
+        images: items for `open_image`; none for a model of text.
+    """
+
+    texts: Sequence[str] = ()
+    images: Sequence[Any] = ()
+
+    def __len__(self) -> int:
+        """How many; of the side that has more, where there are both."""
+        return max(len(self.texts), len(self.images))
+
+    def at_most(self, count: int, seed: int) -> Examples:
+        """A sample of them.
+
+        Args:
+            count: of each side, at most.
+            seed: of the sampling.
+
+        Returns:
+            The same where there are no more.
+        """
+        texts, images = (Picked.some(side, count, seed) for side in (self.texts, self.images))
+        return Examples(texts, images)
 
 
 class ExampleBatches:
@@ -132,36 +158,57 @@ def load_batches(
     Warns:
         UserWarning: the default text is not what the tokenizer was made for.
     """
-    for name, value in (
-        ("batch_size", batch_size),
-        ("max_length", max_length),
-        ("max_examples", max_examples),
-    ):
-        if value < 1:
-            raise CalibrationError(f"{name} must be at least 1, got {value}")
-    tokenizer, image_processor = _parts(processor)
+    if max_examples < 1:
+        raise CalibrationError(f"max_examples must be at least 1, got {max_examples}")
+    tokenizer, image_processor = parts_of(processor)
     texts: Sequence[str] = []
     images: Sequence[Any] = []
     if tokenizer is not None and image_processor is not None:
         texts, images = _read_both(source, max_examples, seed)
     elif tokenizer is not None:
         texts = read_texts(source, max_examples, seed)
-        if isinstance(source, str) and source == DEFAULT:
-            _warn_of_foreign_text(tokenizer, texts[:_TEXTS_LOOKED_AT])
+        if is_default(source):
+            warn_of_foreign_text(tokenizer, texts)
     else:
         images = read_images(source, max_examples, seed)
+    sizes = {"batch_size": batch_size, "max_length": max_length}
+    return batches_of(Examples(texts, images), processor, config=config, **sizes)
+
+
+def batches_of(
+    examples: Examples, processor: Any, *, config: Any = None, batch_size: int = 32, max_length: int = 128
+) -> ExampleBatches:
+    """Batches of examples that are read already.
+
+    Args:
+        examples: at least one.
+        processor: as for `load_batches`.
+        config: likewise.
+        batch_size: examples per batch, >= 1.
+        max_length: tokens per text, >= 1; less where the tokenizer or the model takes less.
+
+    Returns:
+        The batches.
+
+    Raises:
+        CalibrationError: a number out of its range, or a processor that is neither for text nor for images.
+    """
+    for name, value in (("batch_size", batch_size), ("max_length", max_length)):
+        if value < 1:
+            raise CalibrationError(f"{name} must be at least 1, got {value}")
+    tokenizer, image_processor = parts_of(processor)
     return ExampleBatches(
-        texts,
-        images,
+        examples.texts,
+        examples.images,
         _with_padding(tokenizer),
         image_processor,
         batch_size=batch_size,
         max_length=_length_limit(max_length, tokenizer, config),
-        decoder_start=_decoder_start(config) if texts else None,
+        decoder_start=_decoder_start(config) if examples.texts else None,
     )
 
 
-def _parts(processor: Any) -> tuple[Any, Any]:
+def parts_of(processor: Any) -> tuple[Any, Any]:
     """Tokenizer and image processor inside a processor, None for what it lacks."""
     names = getattr(processor, "model_input_names", ())
     text, pictures = "input_ids" in names, "pixel_values" in names
@@ -188,24 +235,9 @@ def _read_both(source: Any, max_examples: int, seed: int) -> tuple[Sequence[str]
         return texts, read_images(DEFAULT, max_examples, seed)
 
 
-def _warn_of_foreign_text(tokenizer: Any, texts: Sequence[str]) -> None:
-    """Warn where the tokens do not spell the texts.
-
-    Neither unknown tokens nor characters per token would tell: a SMILES tokenizer drops what it doesn't know.
-    """
-    ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    kept = sum(_letters(tokenizer.decode(row, skip_special_tokens=True)) for row in ids)
-    share = kept / sum(map(_letters, texts))
-    if share < _KEPT_BY_TEXT_TOKENIZERS:
-        warnings.warn(
-            f"the default text does not suit this model: its tokenizer keeps {share:.0%} of the "
-            "characters; give examples of your own, with --calibration or --data on the command line",
-            stacklevel=3,
-        )
-
-
-def _letters(text: str) -> int:
-    return len("".join(text.split()))
+def is_default(source: Any) -> bool:
+    """Whether a source is what ships with the package."""
+    return isinstance(source, str) and source == DEFAULT
 
 
 def _with_padding(tokenizer: Any) -> Any:

@@ -18,6 +18,7 @@ from collab_hf.modeling.errors import ConfigError
 
 if TYPE_CHECKING:
     from collab_hf.recipe import Recipe
+    from collab_hf.surgery.pipeline import CompressedCheckpoint
 
 EXAMPLE = (
     "Example: collab-hf compress bert-base-uncased -o bert-quarter --budget 0.25; "
@@ -69,6 +70,7 @@ def compress(
     ] = None,
     calibration: asked.Calibration = None,
     calibration_examples: asked.CalibrationExamples = None,
+    shipped_share: options.ShippedShare = None,
     reconstruct_steps: asked.ReconstructSteps = None,
     heal_steps: asked.HealSteps = None,
     heal_minutes: asked.HealMinutes = None,
@@ -123,6 +125,7 @@ def compress(
         "content_bias": content_bias,
         "calibration": calibration,
         "calibration_examples": calibration_examples,
+        "shipped_share": shipped_share,
         "reconstruct_steps": reconstruct_steps,
         "seed": seed,
         "speedup": speedup,
@@ -156,6 +159,7 @@ def compress(
         recipe.config,
         calibration=recipe.calibration,
         calibration_examples=recipe.calibration_examples,
+        shipped_share=recipe.shipped_share,
         recovery=recovery,
         recovery_data=recovery_data,
         recover=False if heal_steps == 0 and heal_minutes is None else None,
@@ -164,7 +168,7 @@ def compress(
         progress=start_reporting(),
     )
     values = {"model": model, **done.to_dict()}
-    lines = [describe(done.report, output, done.file_size)]
+    lines = [*_calibrated(done), describe(done.report, output, done.file_size)]
     if done.recovery is not None:
         lines.append(describe_recovery(done.recovery))
     if push_to_hub is not None:
@@ -176,26 +180,25 @@ def compress(
 
 
 def _dry_run(model: str, recipe: Recipe, loading: Loading) -> Answer:
-    from collab_hf.calibration.examples import load_batches
     from collab_hf.cli import dry_run
     from collab_hf.recipe import NO_CALIBRATION
     from collab_hf.surgery.preview import preview
+    from collab_hf.surgery.reading import read_run
     from collab_hf.surgery.vocabulary import Trimming, completed, trimmed_alone, without_vocabulary
     from collab_hf.surgery.whole_preview import preview_whole
 
     watched, config = start_reporting(), recipe.config
     processor = cache(lambda: loading.processor(model))
     trimming = Trimming.prepare(config, processor) if config.vocabulary_from else None
-    loaded, batches = loading.model(model), None
+    loaded = loading.model(model)
     trimmed = None if trimming is None else trimming.trim_(loaded)
     rest = without_vocabulary(config)
     if trimmed is not None and config.vocabulary_alone:
         report = trimmed_alone(loaded, config, trimmed.report)
         return dry_run.describe_planned(completed(report, loaded, config, trimmed))
-    if recipe.calibration != NO_CALIBRATION and not config.exact:
-        sizes = {"max_examples": recipe.calibration_examples, "seed": config.seed}
-        reader = processor() if trimmed is None else trimmed.processor
-        batches = load_batches(recipe.calibration, reader, config=loaded.config, **sizes)
+    source = None if recipe.calibration == NO_CALIBRATION or config.exact else recipe.calibration
+    reader = processor if trimmed is None else lambda: trimmed.processor
+    batches = read_run(source, None, loaded, reader, recipe.drawn, None).calibration
     if not rest.is_whole:
         return dry_run.describe(preview(loaded, rest, batches, progress=watched), trimmed)
     if batches is None:
@@ -203,3 +206,14 @@ def _dry_run(model: str, recipe: Recipe, loading: Loading) -> Answer:
     before = None if trimmed is None else trimmed.report.parameters_before
     report = preview_whole(loaded, rest, batches, parameters_before=before, progress=watched)
     return dry_run.describe_planned(completed(report, loaded, config, trimmed))
+
+
+def _calibrated(done: CompressedCheckpoint) -> list[str]:
+    """Whose examples calibrated."""
+    if done.calibration is None:
+        return []
+    examples, shipped = done.calibration["examples"], done.calibration["shipped"]
+    if shipped == examples:
+        return [f"calibrated on {shipped:,} examples that ship with the package"]
+    mixed = f" and {shipped:,} that ship with the package" if shipped else ""
+    return [f"calibrated on {examples - shipped:,} of your examples{mixed}"]

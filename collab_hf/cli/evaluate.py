@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +14,7 @@ from collab_hf.hub.source import Loading
 from collab_hf.modeling.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collab_hf.calibration.examples import Examples
     from collab_hf.measure.evaluation import Accuracy, Agreement, Similarity
 
 EXAMPLE = "Example: collab-hf evaluate bert-quarter --task agreement --against bert-base-uncased"
@@ -34,8 +35,8 @@ def evaluate(
         typer.Option(
             metavar="FILE|FOLDER",
             help="stsb: TSV with the columns sentence1, sentence2 and score. accuracy: TSV with sentence and "
-            "label. agreement: a text file with one a line or a folder of images; by default the "
-            "examples that ship with the package.",
+            "label. agreement: a text file with one a line or a folder of images; by default examples that "
+            "ship with the package. Of what calibrated MODEL, only what was set aside before is read.",
         ),
     ] = None,
     against: Annotated[
@@ -65,13 +66,16 @@ def evaluate(
     loading = Loading(dtype, device, revision, subfolder, token, trust_remote_code)
     sizes = {"batch_size": batch_size, "max_length": max_length}
     found: Agreement | Similarity | Accuracy
+    read: dict[str, str] = {}
     if against is not None:
-        found = _agreement(model, against, data or "default", max_examples or 1000, loading, sizes, watched)
+        judges = _judges(model, data or "default", max_examples or 1000, loading)
+        read["read"] = judges.origin
+        found = _agreement(model, against, judges, loading, sizes, watched)
     elif task == "stsb":
         found = _similarity(model, Path(data or ""), max_examples, loading, sizes, watched)
     else:
         found = _accuracy(model, Path(data or ""), max_examples, loading, sizes, watched)
-    values = asdict(found)
+    values = {**asdict(found), **read}
     text = "\n".join(f"{name.replace('_', ' ')}: {_plain(value)}" for name, value in values.items())
     return Answer({"model": model, "task": task, "data": data, "against": against, **values}, text)
 
@@ -109,23 +113,42 @@ def _accuracy(
     return measure_accuracy(model, tokenizer, sentences, labels, **sizes, progress=watched)
 
 
+@dataclass(frozen=True)
+class _Judges:
+    """Examples that a model is compared on, and in words where they come from."""
+
+    examples: Examples
+    processor: Any
+    origin: str
+
+
+def _judges(name: str, data: str, most: int, loading: Loading) -> _Judges:
+    """What neither calibration nor recovery read of the data, as far as the checkpoint knows."""
+    from collab_hf.calibration.pools import read_pools
+    from collab_hf.recipe import Recipe, public_source, read_by
+
+    processor, directory = loading.processor(name), loading.files(name)
+    shipped, known = data == "default", public_source(data) in read_by(directory)
+    pools = read_pools(data, processor, **{**Recipe.sampling(directory), "shipped_share": 0.0})
+    origin = "examples that ship with the package" if shipped else public_source(data)
+    if (shipped or known) and len(pools.held_out):
+        aside = pools.held_out.at_most(most, 0)
+        return _Judges(aside, processor, f"{origin}: those set aside from calibration")
+    unknown = "calibration read it too" if known else "calibration is not known to have read it"
+    return _Judges(pools.everything.at_most(most, 0), processor, f"{origin}: {unknown}")
+
+
 def _agreement(
-    name: str,
-    against: str,
-    data: str,
-    max_examples: int,
-    loading: Loading,
-    sizes: dict[str, int],
-    watched: bool,
+    name: str, against: str, judges: _Judges, loading: Loading, sizes: dict[str, int], watched: bool
 ) -> Agreement:
-    from collab_hf.calibration.examples import load_batches
+    from collab_hf.calibration.examples import batches_of
     from collab_hf.measure.evaluation import measure_agreement
 
-    model, processor = loading.model(name), loading.processor(name)
-    reference = replace(loading, revision=None, subfolder="").reference(against, model, processor)
-    batches = load_batches(data, processor, config=model.config, max_examples=max_examples, **sizes)
+    model = loading.model(name)
+    reference = replace(loading, revision=None, subfolder="").reference(against, model, judges.processor)
+    batches = batches_of(judges.examples, judges.processor, config=model.config, **sizes)
     return measure_agreement(model, reference, batches, progress=watched)
 
 
-def _plain(value: float) -> str:
+def _plain(value: float | str) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)

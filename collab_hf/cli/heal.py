@@ -69,12 +69,15 @@ def heal(
         ),
     ] = "factors",
     patience: Annotated[
-        int | None,
+        int,
         typer.Option(
-            metavar="N", min=1, help="Stop after N evaluations on held-out data without a better loss."
+            metavar="N",
+            min=1,
+            help="Stop after N evaluations in a row, of 8, without a better loss on held-out data.",
         ),
-    ] = None,
+    ] = 4,
     examples: Annotated[int, typer.Option(metavar="N", min=1, help="Use at most N examples.")] = 20_000,
+    shipped_share: options.ShippedShare = None,
     mixed_precision: Annotated[
         Literal["auto", "no", "bf16"],
         typer.Option(metavar="P", help="no, bf16, or auto: what `accelerate launch` says."),
@@ -129,7 +132,7 @@ def heal(
         config = replace(config, learning_rate=learning_rate)
     loading = Loading(dtype, device, None, "", token, trust_remote_code)
     sizes = {"batch_size": batch_size, "max_length": max_length, "max_examples": examples}
-    report = _heal(directory, output, teacher, data, config, loading, sizes, overwrite)
+    report = _heal(directory, output, teacher, data, config, loading, sizes, overwrite, shipped_share)
     values = {"directory": str(directory), "output": str(output), **report.to_dict()}
     return Answer(values, f"{describe_recovery(report)}\nwrote {output}")
 
@@ -143,20 +146,27 @@ def _heal(
     loading: Loading,
     sizes: dict[str, int],
     overwrite: bool,
+    shipped_share: float | None,
 ) -> RecoveryReport:
+    from collab_hf.calibration.pools import read_pools
     from collab_hf.checkpoint.save import is_portable, new_directory, save_checkpoint
     from collab_hf.hub.card import write_card
+    from collab_hf.recipe import Recipe
     from collab_hf.recovery import recover_
-    from collab_hf.surgery.pipeline import recovery_batches, states_beside, write_recovery
+    from collab_hf.surgery.pipeline import states_beside, write_recovery
+    from collab_hf.surgery.reading import recovery_batches
 
     watched = start_reporting()
     name = str(directory)
     student = loading.model(directory)
-    processor = loading.processor(name)
+    processor, sampling = loading.processor(name), Recipe.sampling(directory)
     original = loading.reference(teacher or _teacher_of(directory), student, processor)
-    batches = recovery_batches(data, student, processor, sizes, config.seed)
+    if shipped_share is not None:
+        sampling["shipped_share"] = shipped_share
+    pools = read_pools(data, processor, **sampling)
+    batches, held_out = recovery_batches(pools, student, processor, seed=config.seed, **sizes)
     config = replace(config, teacher_blocks=_teacher_blocks(directory))
-    report = recover_(student, original, batches, config, progress=watched)
+    report = recover_(student, original, batches, config, held_out=held_out, progress=watched)
     if _is_main_process():
         with new_directory(output, overwrite=overwrite) as place:
             save_checkpoint(student, place, original=directory, heir=is_portable(directory))
@@ -204,13 +214,27 @@ def describe_recovery(report: RecoveryReport) -> str:
         report: what recovery did.
 
     Returns:
-        One line, or two where nothing was gained.
+        One line, and more where it stopped early or gained nothing.
     """
-    line = (
-        f"recovery: {report.steps} updates in {report.seconds:.0f} s, "
-        f"held-out loss {report.loss_before:.4f} -> {report.loss_after:.4f}, "
+    lines = [
+        f"recovery: {report.steps} updates on {report.examples:,} examples in {report.seconds:.0f} s, loss "
+        f"on {report.held_out_examples:,} held-out ones {report.loss_before:.4f} -> {report.loss_after:.4f}, "
         f"agreement {report.agreement_before:.4f} -> {report.agreement_after:.4f}"
-    )
+    ]
+    if report.stopped == "early":
+        lines.append(
+            f"recovery stopped after {report.steps} updates, because {report.config.patience} evaluations in "
+            "a row brought no lower held-out loss"
+        )
     if report.best_step == 0:
-        line += "\nrecovery gained nothing, so the weights are unchanged; more data or a lower --lr may help"
-    return line
+        lines.append("recovery gained nothing, so the weights are unchanged" + _remedy(report))
+    return "\n".join(lines)
+
+
+def _remedy(report: RecoveryReport) -> str:
+    """What may help where nothing was gained."""
+    if not report.memorised:
+        return "; a lower --lr or more updates may help"
+    wanted = report.examples_wanted
+    number = "" if wanted is None else f": about {wanted:,} examples instead of {report.examples:,}"
+    return f"; it did better on what it read than on what it didn't, so more data would help{number}"

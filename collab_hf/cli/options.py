@@ -25,5 +25,13 @@ Token = Annotated[
 ]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with MODEL.")]
 BatchSize = Annotated[int, typer.Option(metavar="N", min=1, help="Examples in a batch.")]
+ShippedShare = Annotated[
+    float | None,
+    typer.Option(
+        metavar="F",
+        help="Share of the calibration examples that ship with the package, mixed with yours; recovery reads "
+        "all that ship. 0 for none: for text of another language, or code.  [default: 0.5]",
+    ),
+]
 MaxLength = Annotated[int, typer.Option(metavar="N", min=1, help="Cut texts to N tokens.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]

@@ -18,7 +18,7 @@ _HEAL_OPTIONS = {
     "minutes": ("--minutes", None),
     "learning_rate": ("--lr", 0.01),
     "trainable": ("--trainable", "factors"),
-    "patience": ("--patience", None),
+    "patience": ("--patience", 4),
     "gradient_accumulation": ("--gradient-accumulation", 1),
     "mixed_precision": ("--mixed-precision", "auto"),
     "seed": ("--seed", 0),
@@ -218,7 +218,7 @@ def _heal_options(facts: CardFacts, original: str) -> Iterator[str]:
     if settings.get("minutes") is None:
         yield from ("--steps", str(settings.get("steps") or facts.recovery.get("steps", 400)))
     for name, (option, default) in _HEAL_OPTIONS.items():
-        if settings.get(name, default) != default:
+        if settings.get(name, default) not in (default, None):
             yield from (option, str(settings[name]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -63,9 +64,11 @@ class RecoveryConfig:
             whose output it is to give; none for all, in order.
         pooling: how a model without a head is used: `mean` of its last hidden states, its first token
             (`cls`), `none`, or `auto`: the first token of images, else the mean.
-        held_out: share of the batches that are kept back to choose the best state by, in (0, 1).
+        held_out: share of the batches that are kept back to choose the best state by, in (0, 1), where none
+            are given for that.
         evaluations: how often the held-out batches are looked at, spread evenly over the run, >= 1.
-        patience: stop after this many evaluations without a better held-out loss; None to train to the end.
+        patience: stop after this many evaluations in a row without a better held-out loss, by default half
+            of them; None to train to the end.
         gradient_accumulation: batches per update, >= 1.
         mixed_precision: `no`, `bf16`, or `auto`: what accelerate was launched with.
         cache_gigabytes: memory for the teacher's outputs, so that it runs once per batch, >= 0.
@@ -89,8 +92,8 @@ class RecoveryConfig:
     teacher_blocks: tuple[int, ...] = ()
     pooling: Pooling = "auto"
     held_out: float = 0.03
-    evaluations: int = 6
-    patience: int | None = None
+    evaluations: int = 8
+    patience: int | None = 4
     gradient_accumulation: int = 1
     mixed_precision: Precision = "auto"
     cache_gigabytes: float = 2.0
@@ -158,6 +161,10 @@ class RecoveryReport:
         agreement_before: with the teacher on the held-out batches, 1 for equal: the mean cosine of the
             embeddings, or the share of equal predictions of a head.
         agreement_after: the same at the end.
+        loss_training: on what trained, mean of the updates before the last evaluation; None without any.
+        loss_last: held-out loss at the last evaluation; likewise.
+        examples: that trained.
+        held_out_examples: that judged.
         trained_parameters: numbers that were trained.
         stopped: `finished`, or `early` where patience ran out.
         config: the settings.
@@ -170,9 +177,34 @@ class RecoveryReport:
     loss_after: float
     agreement_before: float
     agreement_after: float
+    loss_training: float | None
+    loss_last: float | None
+    examples: int
+    held_out_examples: int
     trained_parameters: int
     stopped: Literal["finished", "early"]
     config: RecoveryConfig = field(default_factory=RecoveryConfig)
+
+    @property
+    def memorised(self) -> bool:
+        """Whether the last weights did better on what trained than on what was held out."""
+        if self.loss_training is None or self.loss_last is None:
+            return False
+        return self.loss_training < self.loss_last
+
+    @property
+    def examples_wanted(self) -> int | None:
+        """How many examples would have to train for the last held-out loss to fall below that at the start.
+
+        The loss is L - c / n on the n examples that train, and L + c / n on others, as of a least squares fit
+        with few parameters; None where even endless examples would not do, or where it fell.
+        """
+        if not self.memorised or self.loss_training is None or self.loss_last is None:
+            return None
+        best, memory = (self.loss_last + self.loss_training) / 2, (self.loss_last - self.loss_training) / 2
+        if not best < self.loss_before < self.loss_last:
+            return None
+        return math.ceil(self.examples * memory / (self.loss_before - best))
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, ready for JSON."""
