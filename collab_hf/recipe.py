@@ -11,8 +11,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
-from .config import CollabConfig
+from .config import WHOLE_TARGETS, CollabConfig
 from .modeling.errors import ConfigError
+from .ranges import check_whole
 
 _TYPE_NAMES = {
     bool: "true or false",
@@ -83,7 +84,7 @@ class Recipe:
             The recipe.
 
         Raises:
-            ConfigError: an unknown entry, or settings that contradict each other.
+            ConfigError: an unknown entry, or settings that contradict each other or lack the data they need.
         """
         own = {name for name in cls.__dataclass_fields__ if name != "config"}
         _check_entries(values, {**get_type_hints(CollabConfig), **get_type_hints(cls)}, "the recipe")
@@ -94,13 +95,12 @@ class Recipe:
                 )
             hints = {name: hint for name, hint in get_type_hints(CollabConfig).items() if name != "layers"}
             _check_entries({} if override == "dense" else override, hints, f"the recipe for {pattern!r}")
-        if values.get("calibration_examples", 1) < 1:
-            raise ConfigError(
-                f"calibration_examples must be at least 1, got {values['calibration_examples']}"
-            )
+        check_whole("calibration_examples", values.get("calibration_examples", 1))
         settings = {name: value for name, value in values.items() if name not in own}
         rest = {name: value for name, value in values.items() if name in own}
-        return cls(CollabConfig.from_dict(settings), **rest)
+        recipe = cls(CollabConfig.from_dict(settings), **rest)
+        check_data(recipe.config, recipe.calibration)
+        return recipe
 
     def write(self, path: Path) -> None:
         """Write the recipe as YAML, without local paths.
@@ -118,6 +118,21 @@ class Recipe:
             values["calibration_examples"] = self.calibration_examples
         values["versions"] = dict(self.versions)
         path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def check_data(config: CollabConfig, calibration: Any) -> None:
+    """Refuse settings whose losses are measured on data, where there is none.
+
+    Args:
+        config: settings.
+        calibration: what was given, or `none`.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    measured = [name for name in ("max_loss", *WHOLE_TARGETS) if getattr(config, name) is not None]
+    if measured and isinstance(calibration, str) and calibration == NO_CALIBRATION:
+        raise ConfigError(f"{measured[0]} is measured on calibration data, got calibration none")
 
 
 def _check_entries(values: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> None:

@@ -6,12 +6,14 @@ import copy
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import CalibrationError
+from ..progress import stage
 from .sources import DEFAULT, open_image, read_images, read_texts
 
 # Of the default text's characters, the tokenizer of minilm keeps all, one for reactions (SMILES) 0.29, one
@@ -139,6 +141,8 @@ def load_batches(
     ):
         if value < 1:
             raise CalibrationError(f"{name} must be at least 1, got {value}")
+    if isinstance(source, str | Path):
+        stage(f"Reading examples: {source}")
     tokenizer, image_processor = _parts(processor)
     texts: Sequence[str] = []
     images: Sequence[Any] = []

@@ -16,6 +16,7 @@ from transformers.utils.generic import ModelOutput
 
 from ..errors import ExportError
 from ..host.inputs import Inputs, evaluating, example_inputs
+from ..progress import stage
 
 # Largest difference of an output, relative to the largest value of it, that float32 is allowed; seen: 2e-6.
 TOLERANCE = 1e-4
@@ -81,12 +82,14 @@ def export_onnx(model: PreTrainedModel, file: Path, *, int8: bool = False) -> On
             outputs are not torch's.
     """
     _check_packages()
+    stage("Tracing the graph")
     inputs = example_inputs(model, batch=2, length=16)
     outputs = _output_names(model, inputs)
     names = tuple(inputs)
     with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=_made(file.parent)) as scratch:
         graph = Path(scratch) / "model.onnx"
         _trace(model, inputs, outputs, graph)
+        stage("Comparing the graph with torch")
         other = example_inputs(model, batch=3, length=29)
         difference = _difference(model, other, outputs, graph)
         if difference > TOLERANCE:

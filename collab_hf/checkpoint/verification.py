@@ -19,6 +19,7 @@ from ..modeling.errors import CheckpointError
 from ..modeling.families import relative_name
 from ..modeling.mixing import SelectionMixing
 from ..modeling.modeling_collab import changed_modules
+from ..progress import stage
 from . import fresh_load
 from .fresh_processes import check_fresh
 from .known_code import origin_of_code
@@ -95,6 +96,7 @@ def verify_checkpoint(
     layers = _check_layers(model, directory)
     inputs = _inputs(model, batches)
     outputs = _run(model, inputs)
+    stage("Loading it in fresh processes")
     origin = origin_of_code(directory)
     routes = ("package",) if origin == "foreign" and not trust_remote_code else ("package", "code")
     check_fresh(directory, routes, inputs, outputs, former=origin == "former")

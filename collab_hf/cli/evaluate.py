@@ -52,6 +52,8 @@ def evaluate(
     subfolder: options.Subfolder = "",
     token: options.Token = None,
     trust_remote_code: options.TrustRemoteCode = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     as_json: options.AsJson = False,
 ) -> Answer:
     """Measure a model on a task, or compare it with another model."""

@@ -43,6 +43,8 @@ def verify(
             "--trust-remote-code", help="Run the code in DIR even if no version of collab_hf had it."
         ),
     ] = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     as_json: options.AsJson = False,
 ) -> Answer:
     """Check every factor of DIR, and load it in fresh processes with and without collab_hf."""

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..calibration.examples import ExampleBatches
 from ..errors import DataError
 from ..host.inputs import Pooling, move, pool
+from ..progress import Steps
 from .texts import batches_of_texts, label_id
 
 
@@ -207,7 +207,7 @@ def right_answers(
         guesses = torch.cat(
             [
                 model(**move(batch, model.device, model.dtype)).logits.argmax(-1).cpu()
-                for batch in tqdm(batches, desc="Evaluating", unit="batch", disable=not progress)
+                for batch in Steps(batches, title="Evaluating", unit="batch", progress=progress)
             ]
         )
     right = torch.empty(len(sentences), dtype=torch.float64)
@@ -256,7 +256,7 @@ def _run(
     model: PreTrainedModel, batches: ExampleBatches, progress: bool
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Last hidden states in float32 on the CPU, and the mask of real tokens (None for images)."""
-    for batch in tqdm(batches, desc="Evaluating", unit="batch", disable=not progress):
+    for batch in Steps(batches, title="Evaluating", unit="batch", progress=progress):
         with torch.inference_mode():
             output = model.base_model(**move(batch, model.device, model.dtype))
         # A plain tuple where config.json says return_dict: false.

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..calibration.held_out import Batch
@@ -20,6 +19,7 @@ from ..modeling.kinds import matches
 from ..parts.embeddings.counts import token_counts
 from ..parts.part import Option
 from ..parts.registry import EMBEDDINGS, FEED_FORWARDS, HEADS, QUERY_KEY, VALUES
+from ..progress import Steps
 from ..tensors.moments import LayerStatistics, Moments
 from .attention_options import attention_options, undominated
 from .curves import Curve, measured_curves
@@ -180,7 +180,8 @@ def _part_curves(
 ) -> dict[str, Curve]:
     """Options of a part's sites with the divergence of a few of them, one at a time."""
     found = {}
-    for name, site in tqdm(sites.items(), desc=f"Measuring {part.name}", unit="layer", disable=not progress):
+    title = f"Measuring {part.name}"
+    for name, site in Steps(sites.items(), title=title, unit="layer", progress=progress):
         trial = part.trial(site, config, statistics[name])
         dense = part.parameters(None, site.shape)
         knots = []

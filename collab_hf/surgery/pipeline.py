@@ -19,8 +19,9 @@ from ..errors import CalibrationError, ConfigError
 from ..files import CARD_FILE, RECIPE_FILE, RECOVERY_FILE, REPORT_FILE
 from ..hub.card import make_card
 from ..hub.source import Loading
-from ..recipe import DEFAULT_EXAMPLES, NO_CALIBRATION, Recipe, current_versions, public_name
+from ..recipe import DEFAULT_EXAMPLES, NO_CALIBRATION, Recipe, check_data, current_versions, public_name
 from ..recovery import RecoveryConfig, RecoveryReport, recover_
+from ..recovery.config import states_beside
 from ..recovery.masking import mask_tokens
 from .compress import compress_
 from .report import CompressionReport
@@ -110,6 +111,7 @@ def compress_checkpoint(
         raise ConfigError(
             "recovery needs data: give --calibration, or leave out --heal-steps and --heal-minutes"
         )
+    check_data(work.config, calibration)
     check_output(work.output, original=work.place, overwrite=overwrite)
     loaded = work.load()
     size_before = sum(p.numel() * p.element_size() for p in loaded.parameters())
@@ -229,12 +231,6 @@ def recovery_batches(
     if type(model).__name__.endswith("ForMaskedLM"):
         return mask_tokens(batches, processor, seed=seed)
     return batches
-
-
-def states_beside(output: Path) -> Path:
-    """Where the states of a recovery are kept until its output is written."""
-    output = output.absolute()
-    return output.parent / f".{output.name}.recovery"
 
 
 def write_recovery(directory: Path, report: RecoveryReport, data: Any = None) -> None:

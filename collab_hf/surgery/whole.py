@@ -29,6 +29,7 @@ from ..planning.attention_options import AttentionForm
 from ..planning.measured import Measured, measure_parts
 from ..planning.whole import choose_whole, dense_sizes, given_plan
 from ..planning.whole_plan import WholePlan
+from ..progress import stage
 from ..recovery.blocks import BlockReport, reconstruct_blocks_
 from .report import CompressionReport, LayerReport, WholeReport
 from .speed import Chosen, at_speed, speedup, subsets
@@ -72,6 +73,7 @@ def compress_whole_(
     if config.plans:  # nothing is left to choose; queries and keys alone are solved from what they read
         parts = [QUERY_KEY.name] if config.plans.get("layers") else []
     measured = measure_parts(model, parts, config, seen, held, curves=not config.plans, progress=progress)
+    stage("Choosing forms" if config.speedup is None else "Choosing forms, by timing models of their sizes")
     chosen = _choose(model, measured, parts, config)
     with undone_on_error(model):
         plans = build_(model, measured, chosen.plan, config)
