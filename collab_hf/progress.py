@@ -55,7 +55,7 @@ class Steps(tqdm):  # type: ignore[type-arg]
         super().__init__(items, desc=title, unit=unit, total=total, disable=not bar)
         self._title = title
         if self._in_lines:
-            logger.info("%s%s", title, "" if self.total is None else f": {_counted(self.total, unit)}")
+            logger.info("%s%s", title, "" if self.total is None else f": {counted(self.total, unit)}")
 
     def __iter__(self) -> Iterator[Any]:
         """The items; each is a step."""
@@ -75,6 +75,7 @@ class Steps(tqdm):  # type: ignore[type-arg]
         return None
 
 
-def _counted(number: float, unit: str) -> str:
+def counted(number: float, unit: str) -> str:
+    """A number with its unit, in the plural where it needs one."""
     plural = "" if number == 1 else "es" if unit.endswith("ch") else "s"
     return f"{number:g} {unit}{plural}"

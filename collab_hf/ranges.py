@@ -81,7 +81,7 @@ def check_above(name: str, value: Any, low: float = 0.0, high: float = math.inf)
         ConfigError: says name, range and value.
     """
     if not is_number(value) or not low < value <= high:
-        most = f" and at most {high:g}" if math.isfinite(high) else ""
+        most = f" and at most {high:g}" if math.isfinite(high) else " and finite"
         raise ConfigError(f"{name} must be above {low:g}{most}, got {value!r}")
 
 

@@ -38,6 +38,7 @@ class ExampleBatches:
         batch_size: texts (without texts: images) per batch, >= 1.
         max_length: tokens that a text is cut to, >= 1.
         decoder_start: token id that the decoder's input starts with; None for a model without decoder.
+        as_questions: make each text a question with one choice, of shape (texts, 1, tokens).
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class ExampleBatches:
         batch_size: int,
         max_length: int,
         decoder_start: int | None = None,
+        as_questions: bool = False,
     ) -> None:
         self.texts = list(texts)
         if self.texts:  # by tokens: by characters, a quarter of what the model reads would be padding
@@ -61,6 +63,7 @@ class ExampleBatches:
         self._image_processor = image_processor
         self._max_length = max_length
         self._decoder_start = decoder_start
+        self._as_questions = as_questions
         self._length = math.ceil((len(texts) or len(images)) / batch_size)
 
     def __len__(self) -> int:
@@ -75,8 +78,21 @@ class ExampleBatches:
                 batch.update(self._text_inputs(self._share(len(self.texts), number)))
             if len(self.images):
                 pictures = [open_image(self.images, index) for index in self._share(len(self.images), number)]
-                batch.update(self._image_processor(images=pictures, return_tensors="pt"))
+                batch.update(self._image_inputs(pictures))
             yield batch
+
+    def _image_inputs(self, pictures: list[Any]) -> dict[str, Tensor]:
+        try:
+            return dict(self._image_processor(images=pictures, return_tensors="pt"))
+        except ValueError as error:
+            sizes = sorted({picture.size for picture in pictures})
+            if len(sizes) < 2:
+                raise
+            (w, h), (v, g) = sizes[0], sizes[-1]
+            raise CalibrationError(
+                f"the image processor leaves images as large as they are, and they differ, such as {w}x{h} "
+                f"and {v}x{g}; give images of one size, or let preprocessor_config.json resize"
+            ) from error
 
     def _share(self, count: int, number: int) -> range:
         """Indices of batch `number` when count examples are spread over all batches; at least one index."""
@@ -100,6 +116,8 @@ class ExampleBatches:
             # The decoder reads the same text, shifted right by its start token as in teacher forcing.
             inputs["decoder_input_ids"] = _shifted(inputs["input_ids"], self._decoder_start)
             inputs["decoder_attention_mask"] = _shifted(inputs["attention_mask"], 1)
+        if self._as_questions:
+            return {name: value.unsqueeze(1) for name, value in inputs.items()}
         return inputs
 
 
@@ -162,6 +180,7 @@ def load_batches(
         batch_size=batch_size,
         max_length=_length_limit(max_length, tokenizer, config),
         decoder_start=_decoder_start(config) if texts else None,
+        as_questions=_asks_questions(config),
     )
 
 
@@ -229,6 +248,12 @@ def _length_limit(max_length: int, tokenizer: Any, config: Any) -> int:
         if positions is not None:
             limits.append(positions - 2)  # RoBERTa and its kin number positions from padding_idx + 1 = 2
     return max(1, min(limits))
+
+
+def _asks_questions(config: Any) -> bool:
+    """Whether the model is for multiple choice, and reads several texts for each example."""
+    names = getattr(config, "architectures", None) or [""]
+    return str(names[0]).endswith("ForMultipleChoice")
 
 
 def _decoder_start(config: Any) -> int | None:

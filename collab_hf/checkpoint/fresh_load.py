@@ -73,7 +73,15 @@ def run_batches(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch
             tensor.to(model.device, model.dtype) if tensor.is_floating_point() else tensor.to(model.device)
         )
     with torch.inference_mode():
-        return {number: model(**batch)[0].float().cpu().contiguous() for number, batch in batches.items()}
+        return {
+            number: _first(model(**batch)).float().cpu().contiguous() for number, batch in batches.items()
+        }
+
+
+def _first(output: Any) -> torch.Tensor:
+    """The first output; a backbone's is a tuple of feature maps, of which the last one saw most layers."""
+    first = output[0]
+    return first[-1] if isinstance(first, tuple) else first
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def compress(
         "target_params": target_params,
         "target_flops": target_flops,
         "max_loss": max_loss,
-        "attention": attention,
+        "attention": None if attention is None else attention.split(","),
         "content_bias": content_bias,
         "calibration": calibration,
         "calibration_examples": calibration_examples,

@@ -226,7 +226,7 @@ def _fields(facts: CardFacts, name: str) -> dict[str, str]:
     return {
         "title": name.rpartition("/")[2],
         "version": __version__,
-        "summary": f"{linked} made smaller by surgery on its attention. It loads and runs like the original, "
+        "summary": f"{linked} made smaller by surgery on its {card_text.places(facts)}. It loads and runs like the original, "
         f"a {facts.host}.",
         "totals": totals_table(facts.report, facts.weight_bytes),
         "divergence": card_text.divergence(facts),

@@ -75,6 +75,15 @@ class CardFacts:
         )
 
     @property
+    def recoveries(self) -> list[Mapping[str, Any]]:
+        """What recoveries did, the first one first."""
+        found, one = [], self.recovery
+        while isinstance(one, Mapping) and one:
+            found.append(one)
+            one = one.get("earlier") or {}
+        return found[::-1]
+
+    @property
     def plans(self) -> Mapping[str, Mapping[str, Any]]:
         """Forms of the queries and keys by layer."""
         found = self.config["collab"].get("layers", {})

@@ -257,6 +257,8 @@ def _run(
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Last hidden states in float32 on the CPU, and the mask of real tokens (None for images)."""
     for batch in Steps(batches, title="Evaluating", unit="batch", progress=progress):
+        if "input_ids" in batch:  # questions of several choices, as so many texts
+            batch = {name: value.flatten(0, -2) for name, value in batch.items()}
         with torch.inference_mode():
             output = model.base_model(**move(batch, model.device, model.dtype))
         # A plain tuple where config.json says return_dict: false.

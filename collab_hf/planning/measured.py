@@ -180,7 +180,9 @@ def _part_curves(
 ) -> dict[str, Curve]:
     """Options of a part's sites with the divergence of a few of them, one at a time."""
     found = {}
-    title = f"Measuring {part.name}"
+    if not sites:
+        return found
+    title = f"Measuring {part.name.replace('_', ' ')}"
     for name, site in Steps(sites.items(), title=title, unit="layer", progress=progress):
         trial = part.trial(site, config, statistics[name])
         dense = part.parameters(None, site.shape)

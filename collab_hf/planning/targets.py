@@ -79,7 +79,7 @@ def _solve(
             smallest = np.ceil(1e4 * least[0] / dense) / 1e4
             message = f"budget must be at least {smallest:.4f}, got {config.budget}"
         elif least[1] > capacities[1]:
-            length, share = read_flops_target(config.target_flops)
+            length, share = read_flops_target(str(config.target_flops))
             smallest = np.ceil(1e4 * least[1] / capacities[1] * share) / 1e4
             message = f"target_flops must be at least {length}:{smallest:.4f}, got {config.target_flops}"
         else:

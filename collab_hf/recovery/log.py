@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ..errors import RecoveryError
 from ..modeling.errors import ConfigError
-from ..progress import in_lines, logger, stage
+from ..progress import counted, in_lines, logger, stage
 
 
 class RunLog:
@@ -38,7 +38,7 @@ class RunLog:
         bar = progress and not self._lines
         self._bar = tqdm(desc="Recovery", unit=unit, total=self._total, initial=initial, disable=not bar)
         if self._lines:
-            stage(f"Recovery: {self._total} {'updates' if self._in_steps else 'seconds'}")
+            stage(f"Recovery: {counted(self._total, 'update' if self._in_steps else 'second')}")
         self._agreement: float | None = None
         if path is not None:
             kept = (

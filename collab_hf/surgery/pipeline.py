@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..calibration.examples import load_batches
+from ..checkpoint.precheck import read_json
 from ..checkpoint.save import check_output, new_directory, save_checkpoint
 from ..config import CollabConfig
 from ..errors import CalibrationError, ConfigError
@@ -234,7 +235,7 @@ def recovery_batches(
 
 
 def write_recovery(directory: Path, report: RecoveryReport, data: Any = None) -> None:
-    """Put the report of a recovery into a checkpoint.
+    """Put the report of a recovery into a checkpoint; that of one before it stays inside of it, as `earlier`.
 
     Args:
         directory: of the checkpoint.
@@ -242,8 +243,10 @@ def write_recovery(directory: Path, report: RecoveryReport, data: Any = None) ->
         data: what it read; a name is kept, without the local path that leads to it.
     """
     named = {"data": public_name(data)} if isinstance(data, str) else {}
-    text = json.dumps({**named, **report.to_dict()}, indent=2, allow_nan=False)
-    (directory / RECOVERY_FILE).write_text(text + "\n", encoding="utf-8")
+    place = directory / RECOVERY_FILE
+    earlier = {"earlier": read_json(place)} if place.is_file() else {}
+    text = json.dumps({**named, **report.to_dict(), **earlier}, indent=2, allow_nan=False)
+    place.write_text(text + "\n", encoding="utf-8")
 
 
 def _write(

@@ -73,7 +73,10 @@ def compress_whole_(
     if config.plans:  # nothing is left to choose; queries and keys alone are solved from what they read
         parts = [QUERY_KEY.name] if config.plans.get("layers") else []
     measured = measure_parts(model, parts, config, seen, held, curves=not config.plans, progress=progress)
-    stage("Choosing forms" if config.speedup is None else "Choosing forms, by timing models of their sizes")
+    if not config.plans:
+        stage(
+            "Choosing forms" if config.speedup is None else "Choosing forms, by timing models of their sizes"
+        )
     chosen = _choose(model, measured, parts, config)
     with undone_on_error(model):
         plans = build_(model, measured, chosen.plan, config)
