@@ -1,6 +1,6 @@
 """Load a checkpoint in a process of its own and write what it answers; run by path, not imported.
 
-    python -P fresh_load.py package|code DIR INPUTS OUTPUTS
+    python -P fresh_load.py package|code DIR INPUTS OUTPUTS DEVICE
 
 `package` imports collab_hf; `code` behaves as if it were not installed and lets the code in DIR run. INPUTS
 holds tensors named `<batch>.<input>`, OUTPUTS gets the model's first output of every batch.
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 
-def main(route: str, directory: str, inputs: str, outputs: str) -> None:
+def main(route: str, directory: str, inputs: str, outputs: str, device: str) -> None:
     """Load, run and write.
 
     Args:
@@ -23,6 +23,7 @@ def main(route: str, directory: str, inputs: str, outputs: str) -> None:
         directory: the checkpoint.
         inputs: a safetensors file.
         outputs: the safetensors file to write.
+        device: where the model runs.
     """
     if route == "package":
         import collab_hf  # noqa: F401
@@ -35,8 +36,12 @@ def main(route: str, directory: str, inputs: str, outputs: str) -> None:
     trusted = {"trust_remote_code": route == "code"}
     config = transformers.AutoConfig.from_pretrained(directory, **trusted)
     eager = {"attn_implementation": "eager"} if getattr(config, "output_attentions", False) else {}
-    model = auto_class(config).from_pretrained(directory, **trusted, **eager)
-    save_file(run_batches(model, load_file(inputs)), outputs)
+    auto = auto_class(config)
+    if auto is transformers.AutoBackbone:  # its own from_pretrained asks the Hub, for a directory too
+        auto = type(auto.from_config(config, **trusted))
+        trusted = {}
+    model = auto.from_pretrained(directory, **trusted, **eager)
+    save_file(run_batches(model.to(device), load_file(inputs)), outputs)
 
 
 def auto_class(config: Any) -> Any:

@@ -226,8 +226,8 @@ def _fields(facts: CardFacts, name: str) -> dict[str, str]:
     return {
         "title": name.rpartition("/")[2],
         "version": __version__,
-        "summary": f"{linked} made smaller by surgery on its {card_text.places(facts)}. It loads and runs like the original, "
-        f"a {facts.host}.",
+        "summary": f"{linked} made smaller by surgery on its {card_text.places(facts)}. It loads and runs "
+        f"like the original, a {facts.host}.",
         "totals": totals_table(facts.report, facts.weight_bytes),
         "divergence": card_text.divergence(facts),
         "load_trusted": card_text.loading(facts, name, auto, trusted=True),

@@ -252,6 +252,24 @@ def measure_agreement(
     return Agreement(found.mean().item(), found.min().item(), (error / norm) ** 0.5, len(found))
 
 
+def embeddings(model: PreTrainedModel, batches: ExampleBatches, *, progress: bool = False) -> Tensor:
+    """What a model makes of examples.
+
+    Args:
+        model: in eval mode.
+        batches: texts or images.
+        progress: whether to draw a progress bar on stderr.
+
+    Returns:
+        One row an example (text: mean of the last hidden states; images: the CLS state), float32.
+    """
+    found = [
+        pool(states, mask, "cls" if mask is None else "mean")
+        for states, mask in _run(model, batches, progress)
+    ]
+    return torch.cat(found)
+
+
 def _run(
     model: PreTrainedModel, batches: ExampleBatches, progress: bool
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -262,7 +280,9 @@ def _run(
         with torch.inference_mode():
             output = model.base_model(**move(batch, model.device, model.dtype))
         # A plain tuple where config.json says return_dict: false.
-        last = output[0] if isinstance(output, tuple) else output.last_hidden_state
+        last = output[0] if isinstance(output, tuple) else output.get("last_hidden_state")
+        if not isinstance(last, Tensor):
+            raise DataError(f"{type(model).__name__} gives no hidden states to compare, as a base model does")
         states = last.float().cpu()
         if not torch.isfinite(states).all():
             raise DataError(f"the hidden states of {type(model).__name__} are not finite")
