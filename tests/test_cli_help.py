@@ -107,6 +107,25 @@ def test_the_console_script_runs() -> None:
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("collab-hf comp", "compress"),
+        ("collab-hf evaluate m --task re", "retrieval"),
+        ("collab-hf heads a", "ablate"),
+    ],
+)
+def test_shells_complete_commands_options_and_values(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, offered: str
+) -> None:
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    monkeypatch.setenv("_COLLAB_HF_COMPLETE", "complete_bash")
+    with pytest.raises(SystemExit) as end:
+        cli.run([])
+    assert (end.value.code, capsys.readouterr().out.strip()) == (0, offered)
+
+
 def test_a_plain_import_still_registers() -> None:
     """Negative control of the two above: only the command puts it off, not what is called like it."""
     code = (
