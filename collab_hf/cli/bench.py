@@ -108,8 +108,9 @@ def _numbers(option: str, text: str) -> list[int]:
 
 def _dtypes(text: str) -> list[str]:
     found = text.split(",")
-    if not set(found) <= set(_DTYPES):
-        raise ConfigError(f"--dtype must be some of {', '.join(_DTYPES)}, got {text!r}")
+    wrong = [name for name in found if name not in _DTYPES]
+    if wrong:
+        raise ConfigError(f"dtype must be float32, bfloat16 or float16, got {wrong[0]!r}")
     return found
 
 
