@@ -52,7 +52,7 @@ def test_a_warning_is_one_sentence(model: Path, tmp_path: Path) -> None:
     for letter in "aeinorst":  # in nearly every word
         del tokenizer["model"]["vocab"][letter], tokenizer["model"]["vocab"][f"##{letter}"]
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
-    words = ["compress", model, "-o", tmp_path / "out", *RANK, "--calibration-examples", 8]
+    words = ["compress", model, "-o", tmp_path / "out", *RANK, "--calibration-examples", 8, "--quiet"]
     command = [sys.executable, "-m", "collab_hf", *map(str, words)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stderr.startswith("warning: the default text does not suit this model")
@@ -63,7 +63,7 @@ def test_a_compressed_checkpoint_is_whole(
     collab_hf: CommandLine, model: Path, text: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "new" / "folder" / "out"  # parents are made
-    result = collab_hf("compress", model, "-o", out, *RANK, "--calibration", text)
+    result = collab_hf("compress", model, "-o", out, *RANK, "--calibration", text, "--quiet")
     assert (result.code, result.err) == (0, "")
     assert f"wrote {out}" in result.out
     assert type(AutoModel.from_pretrained(out)).__name__ == "CollabBertModel"
