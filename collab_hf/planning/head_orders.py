@@ -26,8 +26,8 @@ from ..progress import Steps
 from ..tensors.moments import Moments
 from .divergence import Divergence
 
-# By which heads go, the first ones first.
 ORDERS = ("compensated", "importance", "random", "reverse", "oracle")
+"""Names of the orders in which heads may go."""
 
 # Of a layer's heads that are gone where its divergence is measured. With a power law through four shares, the
 # orders of MiniLM came out at the same divergence within its second digit.
