@@ -369,7 +369,7 @@ def main(
         "score_width": score_width,
         "dims_per_head": dims_per_head,
     }
-    given = {name: value for name, value in forms.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in forms.items() if value is not None}
     if method != "copy" and not given.keys() & {"rank", "query_rank", "key_rank"}:
         given["budget"] = 0.25 if budget is None else budget
     elif budget is not None:

@@ -81,6 +81,20 @@ def test_a_compressed_checkpoint_is_whole(
     assert sorted(p.name for p in out.parent.iterdir()) == ["out"]
 
 
+def test_kinds_of_attention_are_chosen_on_the_command_line(
+    collab_hf: CommandLine, model: Path, tmp_path: Path
+) -> None:
+    words = ["compress", model, *WEIGHTS_ALONE, "--attention"]
+    chosen = collab_hf(*words, "self,decoder-cross", "-o", tmp_path / "out", "--json")
+    assert [layer["rank"] for layer in chosen.values["layers"]] == [6, 6]
+    recipe = yaml.safe_load((tmp_path / "out" / RECIPE_FILE).read_text())
+    assert recipe["attention"] == ["self", "decoder-cross"]
+    none = collab_hf(*words, "cross", "-o", tmp_path / "none")
+    assert "no layer is cross attention" in none.complaint
+    wrong = collab_hf(*words, "sideways", "-o", tmp_path / "wrong")
+    assert "attention must be kinds made of self, cross" in wrong.complaint
+
+
 def test_nothing_written_names_a_local_path(
     collab_hf: CommandLine, model: Path, text: Path, tmp_path: Path
 ) -> None:

@@ -85,8 +85,8 @@ def run_batches(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch
 
 def _first(output: Any) -> torch.Tensor:
     """The first output; a backbone's is a tuple of feature maps, of which the last one saw most layers."""
-    first = output[0]
-    return first[-1] if isinstance(first, tuple) else first
+    first: torch.Tensor = output[0][-1] if isinstance(output[0], tuple) else output[0]
+    return first
 
 
 if __name__ == "__main__":

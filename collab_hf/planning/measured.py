@@ -179,7 +179,7 @@ def _part_curves(
     progress: bool,
 ) -> dict[str, Curve]:
     """Options of a part's sites with the divergence of a few of them, one at a time."""
-    found = {}
+    found: dict[str, Curve] = {}
     if not sites:
         return found
     title = f"Measuring {part.name.replace('_', ' ')}"
