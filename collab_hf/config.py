@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -15,6 +14,7 @@ from .modeling.errors import ConfigError, RankError
 from .modeling.forms import FORMS
 from .modeling.kinds import checked_kinds, matches
 from .modeling.shapes import ContentBias
+from .ranges import check_above, check_kind, check_seed, check_whole, is_number, is_whole, read_flops_target
 
 
 @dataclass(frozen=True)
@@ -112,16 +112,30 @@ class CollabConfig:
             raise ConfigError(f"content_bias must be auto, exact or folded, got {self.content_bias!r}")
         if self.precision not in ("float64", "float32"):
             raise ConfigError(f"precision must be float64 or float32, got {self.precision!r}")
-        if self.damping < 0:
-            raise ConfigError(f"damping must be at least 0, got {self.damping}")
-        if self.reconstruct_steps < 0:
-            raise ConfigError(f"reconstruct_steps must be at least 0, got {self.reconstruct_steps}")
-        if self.budget is not None and not 0 < self.budget <= 1:
-            raise ConfigError(
-                f"budget must be in (0, 1], the share of query/key parameters to keep, got {self.budget}"
-            )
+        if not is_number(self.damping) or self.damping < 0:
+            raise ConfigError(f"damping must be at least 0, got {self.damping!r}")
+        for name, kind in (("tied", bool), ("hold_out", bool), ("layers", Mapping), ("plans", Mapping)):
+            check_kind(name, getattr(self, name), kind)
+        if self.solver is not None:
+            check_kind("solver", self.solver, str)
+        check_whole("reconstruct_steps", self.reconstruct_steps, 0)
+        check_seed(self.seed)
+        self._check_targets()
         self._check_fields_fit_method()
         self._check_whole()
+
+    def _check_targets(self) -> None:
+        """Refuse targets for queries and keys that are out of range."""
+        if self.budget is not None and not (is_number(self.budget) and 0 < self.budget <= 1):
+            raise ConfigError(
+                f"budget must be in (0, 1], the share of query/key parameters to keep, got {self.budget!r}"
+            )
+        if self.target_params is not None:
+            check_whole("target_params", self.target_params)
+        if self.target_flops is not None:
+            read_flops_target(self.target_flops)
+        if self.max_loss is not None:
+            check_above("max_loss", self.max_loss)
 
     def _check_whole(self) -> None:
         """Refuse targets for the whole model that are out of range, or beside others."""
@@ -133,15 +147,12 @@ class CollabConfig:
         if given and self.method != "auto":
             raise ConfigError(f"{given[0]} belongs to method auto, got it with method {self.method}")
         for name, low, high in (("speedup", 1.0, 1000.0), ("flops", 0.0, 1.0), ("params", 0.0, 1.0)):
-            value = getattr(self, name)
-            if value is not None and not (_is_number(value) and low < value <= high):
-                raise ConfigError(f"{name} must be above {low:g} and at most {high:g}, got {value}")
+            if getattr(self, name) is not None:
+                check_above(name, getattr(self, name), low, high)
         if self.size is not None:
             read_size(self.size)
         for name in ("length", "batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} must be a whole number of at least 1, got {value}")
+            check_whole(name, getattr(self, name))
         if self.parts is not None:
             object.__setattr__(self, "parts", tuple(self.parts))
         check_parts(self)
@@ -170,7 +181,7 @@ class CollabConfig:
                 raise ConfigError(f"{name} belongs to method {owners}, got it with method {self.method}")
         for name in _RANK_FIELDS.keys() - {"tied"}:
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            if value is not None and not is_whole(value):
                 raise RankError(f"{name} must be an integer of at least 1, got {value}")
         goals = [n for n in ("budget", "target_params", "max_loss") if getattr(self, n) is not None]
         if len(goals) > 1:
@@ -264,10 +275,6 @@ class CollabConfig:
             return cls(**values)
         except TypeError as error:
             raise ConfigError(f"cannot read the settings: {error}") from None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 # Fields that settle a form, with the value that says nothing.

@@ -12,9 +12,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
+from .asked_parts import WHOLE_TARGETS
 from .config import CollabConfig
 from .files import RECIPE_FILE, RECOVERY_FILE
 from .modeling.errors import ConfigError
+from .ranges import check_whole
 
 _TYPE_NAMES = {
     bool: "true or false",
@@ -89,7 +91,7 @@ class Recipe:
             The recipe.
 
         Raises:
-            ConfigError: an unknown entry, or settings that contradict each other.
+            ConfigError: an unknown entry, or settings that contradict each other or lack the data they need.
         """
         own = {name for name in cls.__dataclass_fields__ if name != "config"}
         _check_entries(values, {**get_type_hints(CollabConfig), **get_type_hints(cls)}, "the recipe")
@@ -100,15 +102,14 @@ class Recipe:
                 )
             hints = {name: hint for name, hint in get_type_hints(CollabConfig).items() if name != "layers"}
             _check_entries({} if override == "dense" else override, hints, f"the recipe for {pattern!r}")
-        if values.get("calibration_examples", 1) < 1:
-            raise ConfigError(
-                f"calibration_examples must be at least 1, got {values['calibration_examples']}"
-            )
+        check_whole("calibration_examples", values.get("calibration_examples", 1))
         if not 0 <= values.get("shipped_share", 0) < 1:
             raise ConfigError(f"shipped_share must be in [0, 1), got {values['shipped_share']}")
         settings = {name: value for name, value in values.items() if name not in own}
         rest = {name: value for name, value in values.items() if name in own}
-        return cls(CollabConfig.from_dict(settings), **rest)
+        recipe = cls(CollabConfig.from_dict(settings), **rest)
+        check_data(recipe.config, recipe.calibration)
+        return recipe
 
     @property
     def drawn(self) -> dict[str, Any]:
@@ -154,6 +155,21 @@ class Recipe:
             values["shipped_share"] = self.shipped_share
         values["versions"] = dict(self.versions)
         path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def check_data(config: CollabConfig, calibration: Any) -> None:
+    """Refuse settings whose losses are measured on data, where there is none.
+
+    Args:
+        config: settings.
+        calibration: what was given, or `none`.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    measured = [name for name in ("max_loss", *WHOLE_TARGETS) if getattr(config, name) is not None]
+    if measured and isinstance(calibration, str) and calibration == NO_CALIBRATION:
+        raise ConfigError(f"{measured[0]} is measured on calibration data, got calibration none")
 
 
 def _check_entries(values: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> None:

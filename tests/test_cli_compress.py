@@ -53,7 +53,7 @@ def test_a_warning_is_one_sentence(model: Path, tmp_path: Path) -> None:
     for letter in "aeinorst":  # in nearly every word
         del tokenizer["model"]["vocab"][letter], tokenizer["model"]["vocab"][f"##{letter}"]
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
-    words = ["compress", model, "-o", tmp_path / "out", *RANK, "--calibration-examples", 8]
+    words = ["compress", model, "-o", tmp_path / "out", *RANK, "--calibration-examples", 8, "--quiet"]
     command = [sys.executable, "-m", "collab_hf", *map(str, words)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stderr.startswith("warning: the default text does not suit this model")
@@ -64,7 +64,7 @@ def test_a_compressed_checkpoint_is_whole(
     collab_hf: CommandLine, model: Path, text: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "new" / "folder" / "out"  # parents are made
-    result = collab_hf("compress", model, "-o", out, *RANK, "--calibration", text, *FEW)
+    result = collab_hf("compress", model, "-o", out, *RANK, "--calibration", text, "--quiet", *FEW)
     assert (result.code, result.err) == (0, "")
     assert "calibrated on 5 of your examples and 7 that ship with the package" in result.out
     assert f"wrote {out}" in result.out
@@ -83,6 +83,20 @@ def test_a_compressed_checkpoint_is_whole(
     assert report["calibrated"]
     assert report["qk_parameters_after"] < report["qk_parameters_before"]
     assert sorted(p.name for p in out.parent.iterdir()) == ["out"]
+
+
+def test_kinds_of_attention_are_chosen_on_the_command_line(
+    collab_hf: CommandLine, model: Path, tmp_path: Path
+) -> None:
+    words = ["compress", model, *WEIGHTS_ALONE, "--attention"]
+    chosen = collab_hf(*words, "self,decoder-cross", "-o", tmp_path / "out", "--json")
+    assert [layer["rank"] for layer in chosen.values["layers"]] == [6, 6]
+    recipe = yaml.safe_load((tmp_path / "out" / RECIPE_FILE).read_text())
+    assert recipe["attention"] == ["self", "decoder-cross"]
+    none = collab_hf(*words, "cross", "-o", tmp_path / "none")
+    assert "no layer is cross attention" in none.complaint
+    wrong = collab_hf(*words, "sideways", "-o", tmp_path / "wrong")
+    assert "attention must be kinds made of self, cross" in wrong.complaint
 
 
 def test_nothing_written_names_a_local_path(

@@ -25,7 +25,7 @@ def compressed(tiny_bert: Any, tmp_path: Path) -> Path:
 def test_similarity(collab_hf: CommandLine, compressed: Path, tmp_path: Path) -> None:
     rows = [f"{a}\t{b}\t{i}" for i, (a, b) in enumerate(zip(SENTENCES, SENTENCES[::-1], strict=True))]
     table = write_lines(tmp_path / "pairs.tsv", ["sentence1\tsentence2\tscore", *rows])
-    result = collab_hf("evaluate", compressed, "--task", "stsb", "--data", table, "--json")
+    result = collab_hf("evaluate", compressed, "--task", "stsb", "--data", table, "--json", "--quiet")
     assert result.err == ""
     assert set(result.values) == {"model", "task", "data", "against", "spearman", "pearson", "examples"}
     assert -1 <= result.values["spearman"] <= 1
@@ -96,7 +96,10 @@ def test_accuracy(collab_hf: CommandLine, tiny_bert: Any, tmp_path: Path) -> Non
     [
         (["--task", "agreement"], "task agreement needs --against MODEL"),
         (["--task", "stsb"], "task stsb needs --data FILE"),
-        (["--task", "stsb", "--data", "t.tsv", "--against", "model"], "--against belongs to task agreement"),
+        (
+            ["--task", "stsb", "--data", "t.tsv", "--against", "model"],
+            "--against belongs to tasks",
+        ),
         (["--task", "stsb", "--data", "absent.tsv"], "absent.tsv can't be read: No such file"),
         (
             ["--task", "stsb", "--data", "text.txt"],

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from transformers import AutoModel, BertForMaskedLM
 
 from collab_hf.files import RECOVERY_FILE
+from collab_hf.recovery.config import states_beside
 from collab_hf.recovery.masking import mask_tokens
-from collab_hf.surgery.pipeline import states_beside
 
 FEW = ["--calibration-examples", 12]  # else a thousand that ship fill up the few of a test
 STEPS = ["--steps", 12, "--batch-size", 2, "--lr", 0.01]

@@ -45,7 +45,7 @@ def test_an_empty_recipe_is_the_default(tmp_path: Path) -> None:
         ({"budget": "half"}, "budget in the recipe must be a number or null, got 'half'"),
         ({"seed": None}, "seed in the recipe must be a whole number, got None"),
         ({"calibration": 3}, "calibration in the recipe must be text, got 3"),
-        ({"calibration_examples": 0}, "calibration_examples must be at least 1, got 0"),
+        ({"calibration_examples": 0}, "calibration_examples must be a whole number of at least 1, got 0"),
         ({"shipped_share": 1}, r"shipped_share must be in \[0, 1\), got 1"),
         ({"layers": 5}, "layers in the recipe must be a mapping, got 5"),
         ({"layers": {"a": 3}}, "a layer's settings must be a mapping or dense, got 3 for 'a'"),

@@ -369,7 +369,7 @@ def test_batches_are_drawn_evenly_and_held_out_ones_never() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
         ({"steps": 1, "minutes": 1.0}, "steps or minutes, not both"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
         ({"held_out": 1.0}, r"held_out must be in \(0, 1\)"),

@@ -23,7 +23,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Leave out the fresh processes, which take seconds; the routes that would have been taken."""
     routes: list[str] = []
     monkeypatch.setattr(
-        verification, "check_fresh", lambda directory, chosen, *rest, former: routes.extend(chosen)
+        verification, "check_fresh", lambda directory, chosen, *rest, **settings: routes.extend(chosen)
     )
     return routes
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import CalibrationError
+from ..progress import stage
+from .conventions import asks_questions, decoder_start, length_limit, with_padding
 from .foreign_text import warn_of_foreign_text
 from .picked import Picked
 from .sources import DEFAULT, open_image, read_images, read_texts
@@ -62,6 +64,7 @@ class ExampleBatches:
         batch_size: texts (without texts: images) per batch, >= 1.
         max_length: tokens that a text is cut to, >= 1.
         decoder_start: token id that the decoder's input starts with; None for a model without decoder.
+        as_questions: make each text a question with one choice, of shape (texts, 1, tokens).
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class ExampleBatches:
         batch_size: int,
         max_length: int,
         decoder_start: int | None = None,
+        as_questions: bool = False,
     ) -> None:
         self.texts = list(texts)
         if self.texts:  # by tokens: by characters, a quarter of what the model reads would be padding
@@ -85,6 +89,7 @@ class ExampleBatches:
         self._image_processor = image_processor
         self._max_length = max_length
         self._decoder_start = decoder_start
+        self._as_questions = as_questions
         self._length = math.ceil((len(texts) or len(images)) / batch_size)
 
     def __len__(self) -> int:
@@ -99,8 +104,21 @@ class ExampleBatches:
                 batch.update(self._text_inputs(self._share(len(self.texts), number)))
             if len(self.images):
                 pictures = [open_image(self.images, index) for index in self._share(len(self.images), number)]
-                batch.update(self._image_processor(images=pictures, return_tensors="pt"))
+                batch.update(self._image_inputs(pictures))
             yield batch
+
+    def _image_inputs(self, pictures: list[Any]) -> dict[str, Tensor]:
+        try:
+            return dict(self._image_processor(images=pictures, return_tensors="pt"))
+        except ValueError as error:
+            sizes = sorted({picture.size for picture in pictures})
+            if len(sizes) < 2:
+                raise
+            (w, h), (v, g) = sizes[0], sizes[-1]
+            raise CalibrationError(
+                f"the image processor leaves images as large as they are, and they differ, such as {w}x{h} "
+                f"and {v}x{g}; give images of one size, or let preprocessor_config.json resize"
+            ) from error
 
     def _share(self, count: int, number: int) -> range:
         """Indices of batch `number` when count examples are spread over all batches; at least one index."""
@@ -124,6 +142,8 @@ class ExampleBatches:
             # The decoder reads the same text, shifted right by its start token as in teacher forcing.
             inputs["decoder_input_ids"] = _shifted(inputs["input_ids"], self._decoder_start)
             inputs["decoder_attention_mask"] = _shifted(inputs["attention_mask"], 1)
+        if self._as_questions:
+            return {name: value.unsqueeze(1) for name, value in inputs.items()}
         return inputs
 
 
@@ -160,6 +180,8 @@ def load_batches(
     """
     if max_examples < 1:
         raise CalibrationError(f"max_examples must be at least 1, got {max_examples}")
+    if isinstance(source, str | Path):
+        stage(f"Reading examples: {source}")
     tokenizer, image_processor = parts_of(processor)
     texts: Sequence[str] = []
     images: Sequence[Any] = []
@@ -200,11 +222,12 @@ def batches_of(
     return ExampleBatches(
         examples.texts,
         examples.images,
-        _with_padding(tokenizer),
+        with_padding(tokenizer),
         image_processor,
         batch_size=batch_size,
-        max_length=_length_limit(max_length, tokenizer, config),
-        decoder_start=_decoder_start(config) if examples.texts else None,
+        max_length=length_limit(max_length, tokenizer, config),
+        decoder_start=decoder_start(config) if examples.texts else None,
+        as_questions=asks_questions(config),
     )
 
 
@@ -238,38 +261,6 @@ def _read_both(source: Any, max_examples: int, seed: int) -> tuple[Sequence[str]
 def is_default(source: Any) -> bool:
     """Whether a source is what ships with the package."""
     return isinstance(source, str) and source == DEFAULT
-
-
-def _with_padding(tokenizer: Any) -> Any:
-    """The tokenizer, or where it has no padding token (GPT-2) a copy that pads with its end-of-text token."""
-    if tokenizer is None or tokenizer.pad_token is not None:
-        return tokenizer
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token  # masked, so any token will do
-    return tokenizer
-
-
-def _length_limit(max_length: int, tokenizer: Any, config: Any) -> int:
-    """max_length, or less where the tokenizer or the position embeddings end earlier."""
-    limits = [max_length, getattr(tokenizer, "model_max_length", max_length)]
-    if config is not None:
-        positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-        if positions is not None:
-            limits.append(positions - 2)  # RoBERTa and its kin number positions from padding_idx + 1 = 2
-    return max(1, min(limits))
-
-
-def _decoder_start(config: Any) -> int | None:
-    """First token of the decoder's input, None for a model without decoder."""
-    if not getattr(config, "is_encoder_decoder", False):
-        return None
-    start = getattr(config, "decoder_start_token_id", None)
-    if start is None:
-        raise CalibrationError(
-            "an encoder-decoder model needs decoder_start_token_id in its configuration to be calibrated on "
-            "plain text; set it, or pass batches of model inputs"
-        )
-    return int(start)
 
 
 def _shifted(rows: Tensor, first: int) -> Tensor:

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import CalibrationError
+from ..progress import stage
 from ..recipe import DEFAULT_EXAMPLES, SHIPPED_SHARE
 from .default_images import default_image
 from .examples import Examples, is_default, parts_of
@@ -89,6 +91,8 @@ def read_pools(
             f"calibration needs at least 1 example and a shipped share in [0, 1), got {examples} and "
             f"{shipped_share:g}"
         )
+    if isinstance(source, str | Path):
+        stage(f"Reading examples: {source}")
     tokenizer, image_processor = parts_of(processor)
     own_texts, own_images = _own(source, tokenizer, image_processor, max(examples, MOST_EXAMPLES), seed)
     texts, images = _Split(), _Split()

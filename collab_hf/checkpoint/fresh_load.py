@@ -1,6 +1,6 @@
 """Load a checkpoint in a process of its own and write what it answers; run by path, not imported.
 
-    python -P fresh_load.py package|code|stock DIR INPUTS OUTPUTS
+    python -P fresh_load.py package|code|stock DIR INPUTS OUTPUTS DEVICE
 
 `package` imports collab_hf; `code` behaves as if it were not installed and lets the code in DIR run; `stock`
 lets no code but transformers' run. INPUTS
@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 
-def main(route: str, directory: str, inputs: str, outputs: str) -> None:
+def main(route: str, directory: str, inputs: str, outputs: str, device: str) -> None:
     """Load, run and write.
 
     Args:
@@ -24,6 +24,7 @@ def main(route: str, directory: str, inputs: str, outputs: str) -> None:
         directory: the checkpoint.
         inputs: a safetensors file.
         outputs: the safetensors file to write.
+        device: where the model runs.
     """
     if route == "package":
         import collab_hf  # noqa: F401
@@ -36,8 +37,12 @@ def main(route: str, directory: str, inputs: str, outputs: str) -> None:
     trusted = {"trust_remote_code": route == "code"}
     config = transformers.AutoConfig.from_pretrained(directory, **trusted)
     eager = {"attn_implementation": "eager"} if getattr(config, "output_attentions", False) else {}
-    model = auto_class(config).from_pretrained(directory, **trusted, **eager)
-    save_file(run_batches(model, load_file(inputs)), outputs)
+    auto = auto_class(config)
+    if auto is transformers.AutoBackbone:  # its own from_pretrained asks the Hub, for a directory too
+        auto = type(auto.from_config(config, **trusted))
+        trusted = {}
+    model = auto.from_pretrained(directory, **trusted, **eager)
+    save_file(run_batches(model.to(device), load_file(inputs)), outputs)
 
 
 def auto_class(config: Any) -> Any:
@@ -76,7 +81,15 @@ def run_batches(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch
             tensor.to(model.device, model.dtype) if tensor.is_floating_point() else tensor.to(model.device)
         )
     with torch.inference_mode():
-        return {number: model(**batch)[0].float().cpu().contiguous() for number, batch in batches.items()}
+        return {
+            number: _first(model(**batch)).float().cpu().contiguous() for number, batch in batches.items()
+        }
+
+
+def _first(output: Any) -> torch.Tensor:
+    """The first output; a backbone's is a tuple of feature maps, of which the last one saw most layers."""
+    first: torch.Tensor = output[0][-1] if isinstance(output[0], tuple) else output[0]
+    return first
 
 
 if __name__ == "__main__":

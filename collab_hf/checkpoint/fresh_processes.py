@@ -33,6 +33,7 @@ def check_fresh(
     expected: Mapping[str, Tensor],
     *,
     former: bool = False,
+    device: str = "cpu",
 ) -> None:
     """Load in new processes, one for each route, and compare outputs bit for bit.
 
@@ -42,6 +43,7 @@ def check_fresh(
         inputs: by `<batch>.<name>`.
         expected: outputs by `<batch>`.
         former: whether the checkpoint's code is a former version's, which may round otherwise.
+        device: where they run; that of the expected outputs.
 
     Raises:
         CheckpointError: a process does not load it, or gives other outputs.
@@ -52,7 +54,7 @@ def check_fresh(
         started: dict[str, subprocess.Popen[str]] = {}
         try:
             for route in routes:
-                started[route] = _start(directory, route, given, Path(scratch) / route)
+                started[route] = _start(directory, route, given, Path(scratch) / route, device)
             complaints = {route: process.communicate()[1] for route, process in started.items()}
         finally:
             # Where this process is interrupted, nothing goes on without it.
@@ -76,13 +78,13 @@ def _same(output: Tensor, expected: Tensor, exact: bool) -> bool:
     return bool((output - expected).abs().max() <= _OTHER_ORDER * expected.abs().max())
 
 
-def _start(directory: Path, route: str, given: Path, place: Path) -> subprocess.Popen[str]:
+def _start(directory: Path, route: str, given: Path, place: Path, device: str) -> subprocess.Popen[str]:
     place.mkdir()
     # As many threads as here: sums split otherwise differ in the last bit. Copied code is not kept.
     settings = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_MODULES_CACHE": str(place)}
     script, answered = fresh_load.__file__, place / "outputs.safetensors"
     return subprocess.Popen(
-        [sys.executable, "-P", script, route, str(directory), str(given), str(answered)],
+        [sys.executable, "-P", script, route, str(directory), str(given), str(answered), device],
         env={**os.environ, **settings},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -49,17 +49,30 @@ def save_checkpoint(
         CheckpointError: the disk is full or not writable.
     """
     try:
-        if Path(original).is_dir():
-            ours = bool(getattr(model.config, "collab", None)) and _is_compressed(Path(original))
-            take_over(Path(original), directory, own=ours or heir)
-            if _names_no_class(directory):
-                processor = processor or load_processor(original)
-                _save_beside(processor, directory)
-        elif processor is not None:
-            processor.save_pretrained(directory)
+        ours = bool(getattr(model.config, "collab", None)) and _is_compressed(Path(original))
+        save_belongings(directory, original=original, processor=processor, own=ours or heir)
         model.save_pretrained(directory)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write the checkpoint: {one_sentence(error)}") from error
+
+
+def save_belongings(
+    directory: Path, *, original: str | Path, processor: Any = None, own: bool = False
+) -> None:
+    """Write what belongs to a model besides its config, weights and code.
+
+    Args:
+        directory: where it goes.
+        original: as for `save_checkpoint`.
+        processor: as for `save_checkpoint`.
+        own: whether recipe and reports come along.
+    """
+    if Path(original).is_dir():
+        take_over(Path(original), directory, own=own)
+        if _names_no_class(directory):
+            _save_beside(processor or load_processor(original), directory)
+    elif processor is not None:
+        processor.save_pretrained(directory)
 
 
 def take_over(original: Path, directory: Path, *, own: bool) -> None:

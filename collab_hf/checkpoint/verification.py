@@ -20,6 +20,7 @@ from ..modeling.errors import CheckpointError
 from ..modeling.families import relative_name
 from ..modeling.mixing import SelectionMixing
 from ..modeling.modeling_collab import changed_modules
+from ..progress import stage
 from . import fresh_load
 from .fresh_processes import check_fresh
 from .known_code import origin_of_code
@@ -82,8 +83,9 @@ def verify_checkpoint(
     Args:
         directory: the checkpoint.
         batches: inputs to compare outputs on.
-        model: the checkpoint as `load_model` gives it on the CPU; None to load it here.
-        original: the model that was compressed, on the CPU in eval mode, to compare with.
+        model: the checkpoint as `load_model` gives it; None to load it here. Its device is that of the fresh
+            processes too.
+        original: the model that was compressed, in eval mode, to compare with.
         trust_remote_code: whether the code in the checkpoint may run where no version of collab_hf had it.
 
     Returns:
@@ -101,9 +103,10 @@ def verify_checkpoint(
     layers = _check_layers(model, directory)
     inputs = _inputs(model, batches)
     outputs = _run(model, inputs)
+    stage("Loading it in fresh processes")
     origin = origin_of_code(directory)
     routes = ("package",) if origin == "foreign" and not trust_remote_code else ("package", "code")
-    check_fresh(directory, routes, inputs, outputs, former=origin == "former")
+    check_fresh(directory, routes, inputs, outputs, former=origin == "former", device=str(model.device))
     smaller = [module for _, module in changed_modules(model) if not isinstance(module, CollabAttention)]
     tensors = [t for layer in layers for t in _factors(layer).values()]
     inside = {id(m) for layer in layers for m in layer.modules()}

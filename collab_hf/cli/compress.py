@@ -13,6 +13,7 @@ from collab_hf.cli import options
 from collab_hf.cli.answers import Answer, start_reporting
 from collab_hf.cli.describe import describe
 from collab_hf.cli.heal import describe_recovery
+from collab_hf.hub.names import check_id
 from collab_hf.hub.source import Loading
 from collab_hf.modeling.errors import ConfigError
 
@@ -95,6 +96,8 @@ def compress(
     subfolder: options.Subfolder = "",
     token: options.Token = None,
     trust_remote_code: options.TrustRemoteCode = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     as_json: options.AsJson = False,
 ) -> Answer:
     """Make a checkpoint smaller.
@@ -121,7 +124,7 @@ def compress(
         "target_params": target_params,
         "target_flops": target_flops,
         "max_loss": max_loss,
-        "attention": attention,
+        "attention": None if attention is None else attention.split(","),
         "content_bias": content_bias,
         "calibration": calibration,
         "calibration_examples": calibration_examples,
@@ -147,12 +150,18 @@ def compress(
         return _dry_run(model, recipe, loading)
     if output is None:
         raise ConfigError("Missing option '--output' / '-o'; only --dry-run works without it")
-    from collab_hf.recovery import RecoveryConfig
-    from collab_hf.surgery.pipeline import compress_checkpoint
+    from collab_hf.checkpoint.atomic import check_output
+    from collab_hf.recovery.config import RecoveryConfig
 
+    # What can be wrong with the options comes out before torch and transformers are imported.
+    check_output(output, original=Path(model) / subfolder, overwrite=overwrite)
+    if push_to_hub is not None:
+        check_id("--push-to-hub", push_to_hub)
     recovery = None
     if heal_steps or heal_minutes is not None:
         recovery = RecoveryConfig(steps=heal_steps or None, minutes=heal_minutes, seed=recipe.config.seed)
+    from collab_hf.surgery.pipeline import compress_checkpoint
+
     done = compress_checkpoint(
         model,
         output,

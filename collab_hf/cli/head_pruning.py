@@ -12,6 +12,7 @@ from collab_hf.cli.answers import Answer, start_reporting, table
 from collab_hf.cli.head_options import Attention, Calibration, Examples, Seed, kinds
 from collab_hf.errors import ConfigError
 from collab_hf.hub.source import Loading
+from collab_hf.ranges import check_seed, check_share
 
 if TYPE_CHECKING:
     from collab_hf.modeling.shrinking import HeadsPlan
@@ -58,17 +59,23 @@ def prune(
     subfolder: options.Subfolder = "",
     token: options.Token = None,
     trust_remote_code: options.TrustRemoteCode = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     as_json: options.AsJson = False,
 ) -> Answer:
     """Remove heads, and refit the output projections to those that stay."""
     from collab_hf.checkpoint.atomic import check_output
     from collab_hf.config import CollabConfig
+
+    check_share(share)
+    check_seed(seed)
+    chosen = kinds(attention)
+    check_output(output, original=Path(model) / subfolder, overwrite=overwrite)
     from collab_hf.heads import pruning_plan
     from collab_hf.recipe import SHIPPED_SHARE
     from collab_hf.surgery.pipeline import compress_checkpoint
     from collab_hf.surgery.reading import read_run
 
-    check_output(output, original=Path(model) / subfolder, overwrite=overwrite)
     watched = start_reporting()
     loading = Loading(dtype, device, revision, subfolder, token, trust_remote_code)
     loaded, processor = loading.model(model), loading.processor(model)
@@ -82,7 +89,7 @@ def prune(
         share,
         by=by,
         at_least=at_least,
-        attention=kinds(attention),
+        attention=chosen,
         steps=steps,
         seed=seed,
         progress=watched,

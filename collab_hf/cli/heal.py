@@ -102,6 +102,8 @@ def heal(
     device: options.Device = "auto",
     token: options.Token = None,
     trust_remote_code: options.TrustRemoteCode = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     as_json: options.AsJson = False,
 ) -> Answer:
     """Train the factors of a compressed checkpoint against its original, without labels.
@@ -109,9 +111,8 @@ def heal(
     If a run is killed, the same command continues from its last state. States are kept next to the output
     until that is written. `accelerate launch -m collab_hf heal ...` shares the work among processes.
     """
-    from collab_hf.checkpoint.save import check_output
-    from collab_hf.recovery import RecoveryConfig
-    from collab_hf.surgery.pipeline import states_beside
+    from collab_hf.checkpoint.atomic import check_output
+    from collab_hf.recovery.config import RecoveryConfig, states_beside
 
     check_output(output, original=directory, overwrite=overwrite)
     config = RecoveryConfig(
@@ -153,7 +154,8 @@ def _heal(
     from collab_hf.hub.card import write_card
     from collab_hf.recipe import Recipe
     from collab_hf.recovery import recover_
-    from collab_hf.surgery.pipeline import states_beside, write_recovery
+    from collab_hf.recovery.config import states_beside
+    from collab_hf.surgery.pipeline import write_recovery
     from collab_hf.surgery.reading import recovery_batches
 
     watched = start_reporting()

@@ -34,4 +34,8 @@ ShippedShare = Annotated[
     ),
 ]
 MaxLength = Annotated[int, typer.Option(metavar="N", min=1, help="Cut texts to N tokens.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Report no progress; warnings and errors remain.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Report every step, and what libraries warn of.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]

@@ -37,6 +37,8 @@ def push(
         Path | None, typer.Option(metavar="FILE", help="Output of `export --json`, for the card.")
     ] = None,
     token: options.Token = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     as_json: options.AsJson = False,
 ) -> Answer:
     """Publish DIR on the Hub, in one commit: weights, tokenizer, recipe, code and model card.

@@ -119,6 +119,22 @@ def real_tokens(hidden_states: Tensor, mask: Any) -> Tensor:
     return hidden_states.reshape(-1, hidden_states.shape[-1])
 
 
+def fitting_mask(mask: Any, states: Tensor) -> Tensor | None:
+    """The mask of real tokens that belongs to hidden states.
+
+    Args:
+        mask: of the inputs; that of multiple-choice questions has one dimension more than the states.
+        states: (batch, tokens, hidden_size).
+
+    Returns:
+        (batch, tokens), or None where the mask is of something else.
+    """
+    if not isinstance(mask, Tensor) or mask.dim() < 2:
+        return None
+    flat = mask.flatten(0, -2)
+    return flat if flat.shape == states.shape[:2] else None
+
+
 def move(batch: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """A batch on a device, its floating tensors in a dtype.
 

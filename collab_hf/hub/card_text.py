@@ -28,6 +28,14 @@ _OTHER_PARTS = {
     "value_output": "value and output projections were made narrower",
     "feed_forward": "feed-forwards have fewer neurons",
 }
+# What each section of config.json made smaller, for a card's first sentence.
+_PLACES = {
+    "layers": "attention",
+    "heads": "attention",
+    "value_output": "attention",
+    "feed_forward": "feed-forwards",
+    "embeddings": "token embeddings",
+}
 
 
 def install_line() -> str:
@@ -115,7 +123,9 @@ def how_it_was_made(facts: CardFacts) -> str:
         modules = facts.collab.get(section)
         if modules:
             sentences.append(f"In {_layers(len(modules))} {text}.")
-    return " ".join([*_before(facts), *sentences, "Everything else is the original's."])
+    if facts.collab.get("embeddings"):
+        sentences.append("Token embeddings are a narrow table and a map to the model's width.")
+    return " ".join([*_before(facts), *sentences, *_trained(facts)])
 
 
 def _before(facts: CardFacts) -> Iterator[str]:
@@ -164,6 +174,29 @@ def ways_to_load(facts: CardFacts, name: str, auto_class: str) -> str:
     )
 
 
+def _trained(facts: CardFacts) -> Iterator[str]:
+    """What else is not as it was in the original."""
+    whole = facts.recipe.get("plans") and facts.recipe.get("reconstruct_steps") != 0
+    trained = {str((found.get("config") or {}).get("trainable")) for found in facts.recoveries}
+    if "all" in trained:
+        yield "All weights were then trained to give the original's outputs."
+    elif whole or "blocks" in trained:
+        yield "All weights of the layers were then fitted to the original's outputs."
+        yield "Everything else is the original's."
+    elif "attention" in trained:
+        yield "All weights of these attention layers were then fitted to the original's outputs."
+        yield "Everything else is the original's."
+    else:
+        yield "Everything else is the original's."
+
+
+def places(facts: CardFacts) -> str:
+    """Where surgery was done, such as ` on its attention`; nothing where config.json doesn't say it."""
+    found = list(dict.fromkeys(p for s, p in _PLACES.items() if facts.collab.get(s)))
+    joined = " and ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)
+    return f" on its {joined}" if joined else ""
+
+
 def divergence(facts: CardFacts) -> str:
     """How far the model is from its original, as far as that was measured."""
     measured = facts.report.get("measured_loss")
@@ -179,17 +212,19 @@ def divergence(facts: CardFacts) -> str:
 
 def recovery(facts: CardFacts) -> str:
     """What the recovery did."""
-    found = facts.recovery
-    if not found:
-        return ""
+    texts = [_one_recovery(found) for found in facts.recoveries]
+    return "\n### Recovery\n\n" + "\n\n".join(texts) + "\n" if texts else ""
+
+
+def _one_recovery(found: Mapping[str, Any]) -> str:
     change = [
         f"{label} {found[f'{name}_before']:.4f} → {found[f'{name}_after']:.4f}"
         for name, label in (("loss", "held-out loss"), ("agreement", "agreement with the original"))
         if isinstance(found.get(f"{name}_before"), float) and isinstance(found.get(f"{name}_after"), float)
     ]
     return (
-        f"\n### Recovery\n\nThe compressed model learned from its original on examples without labels, in "
-        f"{found.get('steps', 'some')} updates{': ' if change else ''}{', '.join(change)}.\n"
+        f"The compressed model learned from its original on examples without labels, in "
+        f"{found.get('steps', 'some')} updates{': ' if change else ''}{', '.join(change)}."
     )
 
 
@@ -199,24 +234,28 @@ def commands(facts: CardFacts) -> str:
     if not model:
         return ""
     original = base_model(facts) or last_part(str(model))
-    place = "COMPRESSED" if facts.recovery else "DIR"
-    words = ["collab-hf", "compress", original, "-o", place]
+    healed = facts.recoveries
+    # One directory for every step; the last is DIR.
+    steps = ["COMPRESSED", *(f"HEALED-{number}" for number in range(1, len(healed)))][: len(healed)]
+    places = [*steps, "DIR"]
+    words = ["collab-hf", "compress", original, "-o", places[0]]
     for name in ("revision", "subfolder", "dtype"):
         value = facts.report.get(name)
         if value and value != "auto":
             words += [f"--{name}", last_part(str(value)) if is_path(str(value)) else str(value)]
     lines = [shlex.join([*words, "--config", RECIPE_FILE])]
-    if facts.recovery:
-        lines.append(shlex.join(["collab-hf", "heal", place, "-o", "DIR", *_heal_options(facts, original)]))
+    for found, place, output in zip(healed, places, places[1:], strict=False):
+        options = _heal_options(found, facts, original)
+        lines.append(shlex.join(["collab-hf", "heal", place, "-o", output, *options]))
     return "\n```bash\n" + "\n".join(lines) + "\n```\n"
 
 
-def _heal_options(facts: CardFacts, original: str) -> Iterator[str]:
-    settings = facts.recovery.get("config") or {}
-    data = str(facts.recovery.get("data") or facts.recipe.get("calibration") or "default")
+def _heal_options(found: Mapping[str, Any], facts: CardFacts, original: str) -> Iterator[str]:
+    settings = found.get("config") or {}
+    data = str(found.get("data") or facts.recipe.get("calibration") or "default")
     yield from ("--teacher", original, "--data", last_part(data) if is_path(data) else data)
     if settings.get("minutes") is None:
-        yield from ("--steps", str(settings.get("steps") or facts.recovery.get("steps", 400)))
+        yield from ("--steps", str(settings.get("steps") or found.get("steps", 400)))
     for name, (option, default) in _HEAL_OPTIONS.items():
         if settings.get(name, default) not in (default, None):
             yield from (option, str(settings[name]))

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 from ..files import CARD_FILE, WEIGHT_FILES, checkpoint_files, matches
 from ..modeling.errors import CheckpointError
 from .card import renewed_card
-from .facts import CardFacts, checked_id
+from .facts import CardFacts
+from .names import check_id
 from .plain_errors import plain_errors
 
 # Seconds before a lost connection is tried again; files that arrived are not sent twice.
@@ -67,7 +68,7 @@ def push(
         HubError: no token, no right to write, or no connection.
     """
     if base_model is not None:
-        checked_id(base_model)
+        check_id("base_model", base_model)
     files = _files(directory)
     api = HfApi(token=token)
     with plain_errors(repo_id):

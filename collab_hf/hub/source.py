@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..modeling.errors import CheckpointError, ConfigError
+from ..progress import stage
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +49,7 @@ class Loading:
         """
         from ..checkpoint.load import load_model
 
+        stage(f"Loading {name}")
         return load_model(name, dtype=self.dtype, device=_find_device(self.device), **self._where())
 
     def reference(self, name: str, model: PreTrainedModel, processor: Any) -> PreTrainedModel:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..calibration.held_out import Batch
@@ -22,6 +21,7 @@ from ..modeling.plans import SECTIONS
 from ..parts.embeddings.counts import token_counts
 from ..parts.part import Option, Part
 from ..parts.registry import EMBEDDINGS, FEED_FORWARDS, HEADS, QUERY_KEY, VALUES
+from ..progress import Steps
 from ..tensors.moments import LayerStatistics, Moments
 from . import cache
 from .attention_options import attention_options, undominated
@@ -245,8 +245,11 @@ def _part_curves(
     key: str,
 ) -> dict[str, Curve]:
     """Options of a part's sites with the divergence of a few of them, one at a time."""
-    found = {}
-    for name, site in tqdm(sites.items(), desc=f"Measuring {part.name}", unit="layer", disable=not progress):
+    found: dict[str, Curve] = {}
+    if not sites:
+        return found
+    title = f"Measuring {part.name.replace('_', ' ')}"
+    for name, site in Steps(sites.items(), title=title, unit="layer", progress=progress):
         trial = part.trial(site, config, statistics[name])
         dense = part.parameters(None, site.shape)
         knots = []

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..calibration.held_out import Batch
 from ..host.watch import LayerCall, watch_layers
+from ..progress import Steps
 
 # Tokens of all examples that blocks learn from: 1,000 short sentences.
 _MOST_TOKENS = 24576
@@ -100,7 +100,7 @@ def reconstruct_blocks_(
     reports = []
     previous: list[Tensor] | None = None
     outputs: list[Tensor] | None = None
-    for name in tqdm(blocks, desc="Reconstructing", unit="block", disable=not progress):
+    for name in Steps(blocks, title="Fitting blocks to their outputs", unit="block", progress=progress):
         theirs = _calls(teacher, originals[name][0], few)
         if outputs is None or not _same(outputs, theirs):
             # The first block, or one that doesn't read the block before it: of another tower, say.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..modeling.errors import ConfigError
+from ..ranges import check_above, check_seed, check_whole
 
 Trainable = Literal["factors", "attention", "blocks", "all"]
 Pooling = Literal["auto", "mean", "cls", "none"]
@@ -15,6 +16,12 @@ Precision = Literal["auto", "no", "bf16"]
 
 # Steps where neither steps nor minutes are given.
 DEFAULT_STEPS = 400
+
+
+def states_beside(output: Path) -> Path:
+    """Where the states of a recovery are kept until its output is written."""
+    output = output.absolute()
+    return output.parent / f".{output.name}.recovery"
 
 
 @dataclass(frozen=True)
@@ -123,13 +130,12 @@ class RecoveryConfig:
 
     def _check_ranges(self) -> None:
         for name in ("steps", "evaluations", "gradient_accumulation", "checkpoint_every", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name))
         for name in ("minutes", "learning_rate"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ConfigError(f"{name} must be above 0, got {value}")
+            if getattr(self, name) is not None:
+                check_above(name, getattr(self, name))
+        check_seed(self.seed)
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"warmup must be in [0, 1), the share of the run, got {self.warmup}")
         if not 0 < self.held_out < 1:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import RecoveryError
-from ..host.inputs import pool, usual_pooling
+from ..host.inputs import fitting_mask, pool, usual_pooling
 from .config import LossWeights, Pooling
 
 # Outputs that hold one tensor per layer, and the input that says which of their tokens are padding.
@@ -122,7 +122,9 @@ def run(model: PreTrainedModel, batch: Mapping[str, Any], wanted: Wanted) -> Out
         ) from error
     # The first hidden state is the embeddings', which no factor changes.
     hidden = [(h, m) for states, m in _stacks(found, "hidden_states", batch) for h in states[1:]]
-    attention = [(a, m) for states, m in _stacks(found, "attentions", batch) for a in states]
+    attention = []
+    if wanted.attention:  # some models give them unasked, by output_attentions in their config
+        attention = [(a, m) for states, m in _stacks(found, "attentions", batch) for a in states]
     logits = found.get("logits")
     last = found.get("last_hidden_state")
     embeddings = mask = None
@@ -157,10 +159,8 @@ def _stacks(outputs: Mapping[str, Any], kind: str, batch: Mapping[str, Any]) -> 
 
 
 def _mask(states: Tensor, batch: Mapping[str, Any], name: str) -> Tensor | None:
-    mask = batch.get(name)
-    if isinstance(mask, Tensor) and states.dim() > 2 and mask.shape == states.shape[:2]:
-        return mask != 0
-    return None
+    mask = fitting_mask(batch.get(name), states)
+    return None if mask is None or states.dim() < 3 else mask != 0
 
 
 def real_rows(values: Tensor, mask: Tensor | None) -> Tensor:

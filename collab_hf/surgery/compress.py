@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..calibration.held_out import split_batches
@@ -22,6 +21,7 @@ from ..modeling.plans import QUERY_KEY
 from ..parts.part import LayerwisePart
 from ..parts.registry import PARTS
 from ..planning import Divergence, plan_model, planned_layers
+from ..progress import Steps
 from ..recovery.reconstruction import Reconstruction, reconstruct
 from ..tensors.factors import SharedFactors
 from ..tensors.moments import LayerStatistics
@@ -78,7 +78,7 @@ def compress_(
     chosen, plans = _candidates(part, sites, config)
     before = sum(p.numel() for p in model.parameters())
     factors: dict[str, SharedFactors] = {}
-    for name in tqdm(chosen, desc="Decomposing", unit="layer", disable=not progress):
+    for name in Steps(chosen, title="Decomposing", unit="layer", progress=progress):
         moments = None if statistics is None else statistics[name]
         factors[name] = part.solve(sites[name], chosen[name], plans[name], moments)
     better = _reconstruct(model, part, sites, factors, prepared.seen, config, progress)

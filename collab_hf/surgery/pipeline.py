@@ -12,14 +12,24 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ..checkpoint.precheck import read_json
 from ..checkpoint.save import check_output, new_directory, save_checkpoint
 from ..config import CollabConfig
 from ..errors import ConfigError
 from ..files import CARD_FILE, RECIPE_FILE, RECOVERY_FILE, REPORT_FILE
 from ..hub.card import make_card
 from ..hub.source import Loading
-from ..recipe import DEFAULT_EXAMPLES, NO_CALIBRATION, SHIPPED_SHARE, Recipe, current_versions, public_name
+from ..recipe import (
+    DEFAULT_EXAMPLES,
+    NO_CALIBRATION,
+    SHIPPED_SHARE,
+    Recipe,
+    check_data,
+    current_versions,
+    public_name,
+)
 from ..recovery import RecoveryConfig, RecoveryReport, recover_
+from ..recovery.config import states_beside
 from .compress import compress_trimmed_
 from .reading import read_run
 from .report import CompressionReport
@@ -119,6 +129,7 @@ def compress_checkpoint(
         raise ConfigError(
             "recovery needs data: give --calibration, or leave out --heal-steps and --heal-minutes"
         )
+    check_data(work.config, calibration)
     check_output(work.output, original=work.place, overwrite=overwrite)
     trimming = Trimming.prepare(work.config, work.read_processor) if work.config.vocabulary_from else None
     loaded = work.load()
@@ -217,14 +228,8 @@ def _recovery_settings(work: _Work, given: RecoveryConfig | None) -> RecoveryCon
     return settings
 
 
-def states_beside(output: Path) -> Path:
-    """Where the states of a recovery are kept until its output is written."""
-    output = output.absolute()
-    return output.parent / f".{output.name}.recovery"
-
-
 def write_recovery(directory: Path, report: RecoveryReport, data: Any = None) -> None:
-    """Put the report of a recovery into a checkpoint.
+    """Put the report of a recovery into a checkpoint; that of one before it stays inside of it, as `earlier`.
 
     Args:
         directory: of the checkpoint.
@@ -232,8 +237,10 @@ def write_recovery(directory: Path, report: RecoveryReport, data: Any = None) ->
         data: what it read; a name is kept, without the local path that leads to it.
     """
     named = {"data": public_name(data)} if isinstance(data, str) else {}
-    text = json.dumps({**named, **report.to_dict()}, indent=2, allow_nan=False)
-    (directory / RECOVERY_FILE).write_text(text + "\n", encoding="utf-8")
+    place = directory / RECOVERY_FILE
+    earlier = {"earlier": read_json(place)} if place.is_file() else {}
+    text = json.dumps({**named, **report.to_dict(), **earlier}, indent=2, allow_nan=False)
+    place.write_text(text + "\n", encoding="utf-8")
 
 
 def _write(

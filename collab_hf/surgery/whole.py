@@ -28,6 +28,7 @@ from ..planning.attention_options import AttentionForm
 from ..planning.measured import Measured, measure_parts
 from ..planning.whole import choose_whole, dense_sizes, given_plan, most_parameters
 from ..planning.whole_plan import WholePlan
+from ..progress import stage
 from ..recovery.blocks import BLOCK_STEPS, BlockReport, reconstruct_blocks_
 from .report import CompressionReport, LayerReport, WholeReport, settled
 from .speed import Chosen, at_speed, speedup, subsets
@@ -70,6 +71,10 @@ def compress_whole_(
     if config.plans:  # nothing is left to choose; queries and keys alone are solved from what they read
         parts = [QUERY_KEY.name] if config.plans.get("layers") else []
     measured = measure_parts(model, parts, config, seen, held, curves=not config.plans, progress=progress)
+    if not config.plans:
+        stage(
+            "Choosing forms" if config.speedup is None else "Choosing forms, by timing models of their sizes"
+        )
     chosen = choose_plan(model, measured, parts, config, before)
     with undone_on_error(model):
         plans = build_(model, measured, chosen.plan, config)

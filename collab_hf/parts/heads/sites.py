@@ -12,8 +12,8 @@ from ...modeling.attention import CollabAttention
 from ...modeling.families import Family, all_attention_layers, relative_name, submodule_at
 from ...modeling.kinds import check_kinds, matches
 
-# One head: the layer's name relative to the base model, and its number there.
 Head = tuple[str, int]
+"""One head: the layer's name relative to the base model, and its number there."""
 
 
 @dataclass(frozen=True, eq=False)
