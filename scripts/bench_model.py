@@ -117,7 +117,11 @@ def peers(run: Run, shares: Sequence[float], sizes: Sequence[str]) -> Iterator[t
     yield "original", TorchPeer(run.original, run.tokenizer, _bytes(run.original))
     targets: dict[str, dict[str, Any]] = {f"operations {share:g}": {"flops": share} for share in shares}
     targets |= {f"size {size}": {"size": size} for size in sizes}
-    for name, target in targets.items():
+    others: dict[str, dict[str, Any]] = {}
+    for share in shares:
+        others[f"portable {share:g}"] = {"flops": share, "portable": True}
+        others[f"layers dropped {share:g}"] = {"flops": share, "portable": True, "parts": ("blocks",)}
+    for name, target in {**targets, **others}.items():
         yield name, run.compressed(name, **target)
     for share in shares:
         if (pruned := magnitude_pruned(run.original, share)) is not None:
