@@ -133,20 +133,20 @@ def test_verify_and_evaluate(collab_hf: CommandLine, model: Path, tmp_path: Path
 def test_with_a_target(collab_hf: CommandLine, model: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = [
-        *("--params", "0.6", "--parts", "feed_forward,vocabulary", "--vocabulary-from", text),
+        *("--params", "0.8", "--parts", "feed_forward,vocabulary", "--vocabulary-from", text),
         *("--calibration", text, "--heal-steps", "3", "--json"),
     ]
     planned = collab_hf("compress", model, "--dry-run", *arguments[:-3], "--json").values
     answer = collab_hf("compress", model, "-o", out, *arguments).values
     assert answer["vocabulary"]["rows_after"] < answer["vocabulary"]["rows_before"]
     assert answer["parameters_before"] == answer["vocabulary"]["parameters_before"]
-    assert answer["parameters_after"] <= 0.6 * answer["parameters_before"]
+    assert answer["parameters_after"] <= 0.8 * answer["parameters_before"]
     assert set(answer["whole"]["plans"]) == {"feed_forward"}
     assert planned["whole"]["plans"] == answer["whole"]["plans"]
     assert planned["parameters_after"] == answer["parameters_after"]
     assert not answer["portable"]
     assert answer["recovery"]["steps"] == 3
-    assert collab_hf("verify", out, "--against", model).code == 0
+    assert collab_hf("verify", out, "--against", model, "--data", text).code == 0
     again = tmp_path / "again"
     recipe = ["--config", out / "collab_recipe.yaml", "--vocabulary-from", text, "--calibration", text]
     collab_hf("compress", model, "-o", again, *recipe, "--heal-steps", "3")
