@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from ..files import CARD_FILE, WEIGHT_FILES, checkpoint_files, matches
 from ..modeling.errors import CheckpointError
+from ..progress import stage
 from .card import renewed_card
 from .facts import CardFacts
 from .names import check_id
@@ -70,6 +71,7 @@ def push(
     if base_model is not None:
         check_id("base_model", base_model)
     files = _files(directory)
+    stage(f"Publishing on {repo_id}")
     api = HfApi(token=token)
     with plain_errors(repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id

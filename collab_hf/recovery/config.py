@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..modeling.errors import ConfigError
-from ..ranges import check_above, check_seed, check_whole
+from ..ranges import check_above, check_seed, check_whole, is_number
 
 Trainable = Literal["factors", "attention", "blocks", "all"]
 Pooling = Literal["auto", "mean", "cls", "none"]
@@ -46,10 +46,9 @@ class LossWeights:
     def __post_init__(self) -> None:
         """Refuse weights that leave nothing to learn from."""
         for item in fields(self):
-            if getattr(self, item.name) < 0:
-                raise ConfigError(
-                    f"the loss weight {item.name} must be at least 0, got {getattr(self, item.name)}"
-                )
+            weight = getattr(self, item.name)
+            if not is_number(weight) or weight < 0:
+                raise ConfigError(f"the loss weight {item.name} must be at least 0, got {weight!r}")
         if not any(asdict(self).values()):
             raise ConfigError("at least one loss weight must be above 0")
 
@@ -140,7 +139,7 @@ class RecoveryConfig:
             raise ConfigError(f"warmup must be in [0, 1), the share of the run, got {self.warmup}")
         if not 0 < self.held_out < 1:
             raise ConfigError(f"held_out must be in (0, 1), the share of the batches, got {self.held_out}")
-        if self.cache_gigabytes < 0:
+        if not is_number(self.cache_gigabytes) or self.cache_gigabytes < 0:
             raise ConfigError(f"cache_gigabytes must be at least 0, got {self.cache_gigabytes}")
 
     @property
