@@ -9,7 +9,7 @@ import pytest
 import torch
 from cli_support import VOCABULARY as TOKENS
 from cli_support import CommandLine, save_with_tokenizer
-from family_models import ALL, CASES, REFUSED, VOCABULARY, build
+from family_models import ALL, CASES, KEPT, REFUSED, VOCABULARY, build
 from random_models import PLANS
 from test_families import EXACT, WAYS, difference, generate, run
 from torch import Tensor, nn
@@ -146,9 +146,8 @@ def test_the_command_lists_every_model_type(collab_hf: CommandLine) -> None:
     assert result.code == 0
     listed = {one["model_type"]: one for one in json.loads(result.out)["families"]}
     composites = {"encoder-decoder", "vision-encoder-decoder"}
-    assert {case.model_type or name for name, case in {**CASES, **REFUSED}.items()} == set(
-        listed
-    ) | composites
+    cases = {**ALL, **KEPT}
+    assert {case.model_type or name for name, case in cases.items()} == set(listed) | composites
     for name in CASES.keys() - composites:
         assert listed[name]["query_key"] is None
         assert listed[name]["heads"] is None or name in WHOLE_HEADS
@@ -156,7 +155,8 @@ def test_the_command_lists_every_model_type(collab_hf: CommandLine) -> None:
     assert listed["llama"]["heads"] is None
     assert "normed" in listed["olmo2"]["heads"]
     assert "rotary" in listed["esm"]["note"]
-    assert all(one["feed_forward"] is None for one in listed.values())
+    assert "normed" in listed["cohere"]["note"]
+    assert all((one["feed_forward"] is None) != (name in KEPT) for name, one in listed.items())
 
 
 def batches(name: str) -> list[dict[str, Any]]:
@@ -211,6 +211,16 @@ def test_the_commands_on_a_model_whose_queries_and_keys_stay(
     assert re.search(r"queries and keys of LlamaForCausalLM can't be compressed: .*rotary", refused.complaint)
 
 
+@pytest.mark.parametrize("name", KEPT)
+def test_models_of_which_nothing_can_be_smaller_are_refused_with_the_reason(name: str) -> None:
+    model, data = build(name), [KEPT[name].inputs()] * 4
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    for config in (CollabConfig(budget=0.5), CollabConfig(flops=0.5), CollabConfig(params=0.5)):
+        with pytest.raises(FamilyError, match=r"can't .*: its .* \(.*Attention, .*\)"):
+            compress_(model, config, data)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
 def test_parts_that_stay_are_refused_also_where_a_recipe_names_them() -> None:
     parts = CollabConfig(flops=0.9, length=7, parts=["query_key", "value_output"])
     with pytest.raises(
@@ -219,7 +229,7 @@ def test_parts_that_stay_are_refused_also_where_a_recipe_names_them() -> None:
         compress_(build("llama"), parts, batches("llama"))
     for section, plan in (("value_output", {"width": 3}), ("layers", PLANS["tucker"].to_dict())):
         recipe = CollabConfig(plans={section: {"layers.0.self_attn": plan}})
-        with pytest.raises((ConfigError, FamilyError), match=r"rotary|of collab_hf's own"):
+        with pytest.raises((ConfigError, FamilyError), match=r"rotary|only beside a form"):
             compress_(build("llama"), recipe, batches("llama"))
     with pytest.raises(ConfigError, match=r"of LlamaAttention can't be compressed: .*rotary"):
         apply_plans_(build("llama"), {QUERY_KEY: {"layers.0.self_attn": PLANS["tucker"]}})

@@ -24,6 +24,7 @@ from .families_contracts import (
     POST_NORM,
     RELATIVE,
     ROTARY,
+    SHORTENED,
     T5,
     VIT,
     rows,
@@ -266,6 +267,7 @@ FAMILIES: dict[str, Family] = {
         gain="..layer_scale1.lambda1",
         refuses=ROTARY,
     ),
+    **rows(VIT, "Attention", {"segformer": "Segformer"}, refuses=SHORTENED, keeps_heads=SHORTENED),
     "ModernBertAttention": replace(
         VIT,
         model_types=("modernbert",),
