@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from collab_hf import CollabConfig, compress_
 from collab_hf.errors import ConfigError, FamilyError, RankError
 from collab_hf.host.sites import all_attention_sites
+from collab_hf.modeling.embeddings import dense_table
 from collab_hf.modeling.families import (
     Slot,
     all_attention_layers,
@@ -192,6 +193,17 @@ def test_what_keeps_its_queries_and_keys_meets_targets_by_other_parts(name: str,
             assert torch.equal(generate(again, name, **way)[0], first[0])
     with pytest.raises(FamilyError, match="compressed already"):
         compress_(again, CollabConfig(flops=0.9, length=7), batches(name))
+
+
+@pytest.mark.parametrize("name", ["deberta-v2", "gemma3_text", "llama", "modernbert"])
+def test_narrow_embeddings_are_the_table_they_stand_for(name: str) -> None:
+    """Gemma scales what it looks up, and reads the same table to write."""
+    model, dense = build(name), build(name)
+    compress_(model, CollabConfig(params=0.97, parts=["embeddings"], reconstruct_steps=0), batches(name))
+    with torch.no_grad():
+        dense.get_input_embeddings().weight.copy_(dense_table(model.get_input_embeddings()))
+    assert difference(run(model, name), run(dense, name)) < EXACT
+    assert difference(run(model, name), run(build(name), name)) > 1e-3
 
 
 def test_the_commands_on_a_model_whose_queries_and_keys_stay(
