@@ -169,13 +169,13 @@ def _config(model_type: str, settings: Mapping[str, Any]) -> Any:
     return CONFIG_MAPPING[model_type](**settings)
 
 
-def build(name: str, backend: str | None = None) -> PreTrainedModel:
+def build(name: str, backend: str | None = None, **changes: Any) -> PreTrainedModel:
     """The seeded model of a case, in eval mode, with biases and gains that are not those they start as.
 
     With zero query biases the content bias vanishes, and a test could not tell whether it is carried over.
     """
     case = ALL.get(name) or KEPT[name]
-    settings = dict(case.settings)
+    settings = {**case.settings, **changes}
     for argument, (kind, own) in case.towers.items():
         settings[argument] = _config(kind, own).to_dict()
     config = _config(case.model_type or name, settings)
