@@ -9,7 +9,7 @@ import pytest
 import torch
 from cli_support import VOCABULARY as TOKENS
 from cli_support import CommandLine, save_with_tokenizer
-from family_models import ALL, CASES, KEPT, REFUSED, VOCABULARY, build
+from family_models import ALL, CASES, KEPT, REFUSED, VOCABULARY, build, image
 from random_models import PLANS
 from test_families import EXACT, WAYS, difference, generate, run
 from torch import Tensor, nn
@@ -239,6 +239,11 @@ def test_parts_that_stay_are_refused_also_where_a_recipe_names_them() -> None:
         FamilyError, match=r"LlamaForCausalLM can't lose any of its query_key, value_output: .*rotary"
     ):
         compress_(build("llama"), parts, batches("llama"))
+    kinds = CollabConfig(flops=0.9, length=7, parts=["query_key"], attention="cross")
+    with pytest.raises(ConfigError, match="no layer is cross attention"):
+        compress_(build("llama"), kinds, batches("llama"))
+    with pytest.raises(FamilyError, match="its feed_forward: collab_hf knows no such layer"):
+        compress_(build("segformer"), CollabConfig(flops=0.9, parts=["feed_forward"]), [image()])
     for section, plan in (("value_output", {"width": 3}), ("layers", PLANS["tucker"].to_dict())):
         recipe = CollabConfig(plans={section: {"layers.0.self_attn": plan}})
         with pytest.raises((ConfigError, FamilyError), match=r"rotary|only beside a form"):
