@@ -9,7 +9,7 @@ import pytest
 import torch
 from cli_support import VOCABULARY as TOKENS
 from cli_support import CommandLine, save_with_tokenizer
-from family_models import ALL, CASES, REFUSED, VOCABULARY, build
+from family_models import ALL, CASES, KEPT, REFUSED, VOCABULARY, build, image
 from random_models import PLANS
 from test_families import EXACT, WAYS, difference, generate, run
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from collab_hf import CollabConfig, compress_
 from collab_hf.errors import ConfigError, FamilyError, RankError
 from collab_hf.host.sites import all_attention_sites
+from collab_hf.modeling.embeddings import dense_table
 from collab_hf.modeling.families import (
     Slot,
     all_attention_layers,
@@ -146,9 +147,8 @@ def test_the_command_lists_every_model_type(collab_hf: CommandLine) -> None:
     assert result.code == 0
     listed = {one["model_type"]: one for one in json.loads(result.out)["families"]}
     composites = {"encoder-decoder", "vision-encoder-decoder"}
-    assert {case.model_type or name for name, case in {**CASES, **REFUSED}.items()} == set(
-        listed
-    ) | composites
+    cases = {**ALL, **KEPT}
+    assert {case.model_type or name for name, case in cases.items()} == set(listed) | composites
     for name in CASES.keys() - composites:
         assert listed[name]["query_key"] is None
         assert listed[name]["heads"] is None or name in WHOLE_HEADS
@@ -156,7 +156,8 @@ def test_the_command_lists_every_model_type(collab_hf: CommandLine) -> None:
     assert listed["llama"]["heads"] is None
     assert "normed" in listed["olmo2"]["heads"]
     assert "rotary" in listed["esm"]["note"]
-    assert all(one["feed_forward"] is None for one in listed.values())
+    assert "normed" in listed["cohere"]["note"]
+    assert all((one["feed_forward"] is None) != (name in KEPT) for name, one in listed.items())
 
 
 def batches(name: str) -> list[dict[str, Any]]:
@@ -194,6 +195,17 @@ def test_what_keeps_its_queries_and_keys_meets_targets_by_other_parts(name: str,
         compress_(again, CollabConfig(flops=0.9, length=7), batches(name))
 
 
+@pytest.mark.parametrize("name", ["deberta-v2", "gemma3_text", "llama", "modernbert"])
+def test_narrow_embeddings_are_the_table_they_stand_for(name: str) -> None:
+    """Gemma scales what it looks up, and reads the same table to write."""
+    model, dense = build(name), build(name)
+    compress_(model, CollabConfig(params=0.97, parts=["embeddings"], reconstruct_steps=0), batches(name))
+    with torch.no_grad():
+        dense.get_input_embeddings().weight.copy_(dense_table(model.get_input_embeddings()))
+    assert difference(run(model, name), run(dense, name)) < EXACT
+    assert difference(run(model, name), run(build(name), name)) > 1e-3
+
+
 def test_the_commands_on_a_model_whose_queries_and_keys_stay(
     collab_hf: CommandLine, text: Path, tmp_path: Path
 ) -> None:
@@ -211,15 +223,30 @@ def test_the_commands_on_a_model_whose_queries_and_keys_stay(
     assert re.search(r"queries and keys of LlamaForCausalLM can't be compressed: .*rotary", refused.complaint)
 
 
+@pytest.mark.parametrize("name", KEPT)
+def test_models_of_which_nothing_can_be_smaller_are_refused_with_the_reason(name: str) -> None:
+    model, data = build(name), [KEPT[name].inputs()] * 4
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    for config in (CollabConfig(budget=0.5), CollabConfig(flops=0.5), CollabConfig(params=0.5)):
+        with pytest.raises(FamilyError, match=r"can't .*: its .* \(.*Attention, .*\)"):
+            compress_(model, config, data)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
 def test_parts_that_stay_are_refused_also_where_a_recipe_names_them() -> None:
     parts = CollabConfig(flops=0.9, length=7, parts=["query_key", "value_output"])
     with pytest.raises(
         FamilyError, match=r"LlamaForCausalLM can't lose any of its query_key, value_output: .*rotary"
     ):
         compress_(build("llama"), parts, batches("llama"))
+    kinds = CollabConfig(flops=0.9, length=7, parts=["query_key"], attention="cross")
+    with pytest.raises(ConfigError, match="no layer is cross attention"):
+        compress_(build("llama"), kinds, batches("llama"))
+    with pytest.raises(FamilyError, match="its feed_forward: collab_hf knows no such layer"):
+        compress_(build("segformer"), CollabConfig(flops=0.9, parts=["feed_forward"]), [image()])
     for section, plan in (("value_output", {"width": 3}), ("layers", PLANS["tucker"].to_dict())):
         recipe = CollabConfig(plans={section: {"layers.0.self_attn": plan}})
-        with pytest.raises((ConfigError, FamilyError), match=r"rotary|of collab_hf's own"):
+        with pytest.raises((ConfigError, FamilyError), match=r"rotary|only beside a form"):
             compress_(build("llama"), recipe, batches("llama"))
     with pytest.raises(ConfigError, match=r"of LlamaAttention can't be compressed: .*rotary"):
         apply_plans_(build("llama"), {QUERY_KEY: {"layers.0.self_attn": PLANS["tucker"]}})

@@ -100,7 +100,7 @@ def attention_sites(model: nn.Module, part: str = "query_key") -> dict[str, Atte
     sites = {name: site for name, site in found.items() if site.family.refusal(site.module, part) is None}
     if not sites and found:
         raise FamilyError(
-            f"{_TITLES[part]} of {type(model).__name__} can't be compressed: {why_not(found, part)}"
+            f"{_TITLES[part]} of {type(model).__name__} can't be compressed: {first_refusal(found, part)}"
         )
     if not sites:
         raise FamilyError(
@@ -110,7 +110,7 @@ def attention_sites(model: nn.Module, part: str = "query_key") -> dict[str, Atte
     return sites
 
 
-def why_not(sites: AttentionSites, part: str) -> str:
+def first_refusal(sites: AttentionSites, part: str) -> str:
     """What keeps a part of the first of some attention layers.
 
     Args:

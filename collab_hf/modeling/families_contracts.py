@@ -13,6 +13,7 @@ from .families_row import Family
 ROTARY = "its queries and keys are turned by their positions (rotary embeddings)"
 HEAD_BIAS = "each of its heads has a position bias of its own"
 HEADS_NORM = "its queries and keys are normed over all heads together"
+SHORTENED = "its keys and values read a shorter sequence that its forward makes"
 GATED_POSITIONS = "its scores are gated by relative positions and queries"
 RELATIVE = "its scores hold terms of queries and keys with relative positions"
 

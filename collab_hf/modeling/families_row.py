@@ -118,7 +118,7 @@ class Family:
         if part == "heads":
             return self.keeps_heads
         if self.refuses is not None:
-            return "narrower values need a forward of collab_hf's own, which it does not have for this class"
+            return "values get narrower only beside a form of queries and keys"
         return "its queries, keys and values are parts of one projection" if self.is_fused else None
 
     def shape(self, module: nn.Module) -> AttentionShape:

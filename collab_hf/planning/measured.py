@@ -14,8 +14,8 @@ from ..calibration.linear_inputs import linear_moments
 from ..calibration.statistics import collect_statistics
 from ..config import CollabConfig
 from ..errors import FamilyError
-from ..host.sites import AttentionSite, all_attention_sites, why_not
-from ..modeling.kinds import matches
+from ..host.sites import AttentionSite, all_attention_sites, first_refusal
+from ..modeling.kinds import check_kinds, matches
 from ..modeling.plan import LayerPlan
 from ..modeling.plans import SECTIONS
 from ..parts.embeddings.counts import token_counts
@@ -131,11 +131,11 @@ def measure_parts(
     alone: dict[str, Mapping[str, Any]] = {part.name: part.sites(model) for part in _ALONE}
     open_sites = _open_sites(model, parts, attention, alone, config)
     neurons = alone[FEED_FORWARDS.name]
-    # What heads and values go by, where either may become smaller.
+    # What heads and values go by, where either can become smaller.
     read = [
         name
         for name, site in attention.items()
-        if _allows(site, HEADS, config) or _allows(site, VALUES, config)
+        if None in (site.family.refusal(site.module, part.name) for part in (HEADS, VALUES))
     ]
     layers: dict[str, nn.Module] = {f"output {name}": HEADS.output(attention[name]) for name in read}
     layers |= {f"neurons {name}": FEED_FORWARDS.output(site) for name, site in neurons.items()}
@@ -188,8 +188,12 @@ def _open_sites(
         if part.name in parts:
             found[part.name] = {name: site for name, site in attention.items() if _allows(site, part, config)}
     if parts and not any(found.values()):
+        reason = "collab_hf knows no such layer of it"
         first = next((part for part in parts if part not in alone), None)
-        reason = why_not(attention, first) if attention and first else "collab_hf knows none of its layers"
+        if attention and first is not None:
+            check_kinds(attention, config.attention)
+            matching = {n: site for n, site in attention.items() if matches(n, config.attention)}
+            reason = first_refusal(matching, first)
         raise FamilyError(f"{type(model).__name__} can't lose any of its {', '.join(parts)}: {reason}")
     return found
 

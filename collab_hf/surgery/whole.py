@@ -202,14 +202,15 @@ def build_(model: PreTrainedModel, measured: Measured, plan: WholePlan, config: 
 def _build_attention_(
     site: AttentionSite, measured: Measured, form: AttentionForm, config: CollabConfig, plans: Plans
 ) -> None:
-    moments, query_key = measured.outputs.get(site.name), form.query_key
-    if form.heads is not None and moments is not None:
-        HEADS.install_(site, HEADS.trial(site, config, moments).solve(form.heads))
+    moments, query_key = measured.outputs, form.query_key
+    if form.heads is not None:
+        HEADS.install_(site, HEADS.trial(site, config, moments[site.name]).solve(form.heads))
         plans.setdefault(HEADS.name, {})[site.name] = form.heads
-        moments = moments_of(moments, columns_of(form.heads, site.shape.head_dim))
+        left = columns_of(form.heads, site.shape.head_dim)
+        moments = {site.name: moments_of(moments[site.name], left)}
         site = replace(site, shape=site.family.shape(site.module))
-    if form.values is not None and moments is not None:
-        VALUES.install_(site, VALUES.trial(site, config, moments).solve(form.values))
+    if form.values is not None:
+        VALUES.install_(site, VALUES.trial(site, config, moments[site.name]).solve(form.values))
         plans.setdefault(VALUES.name, {})[site.name] = form.values
         if query_key is None:  # hosts have values as wide as a head; ours take any
             query_key = METHODS["copy"].given(config, site.shape)
