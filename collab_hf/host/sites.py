@@ -19,6 +19,7 @@ from ..modeling.families import (
     submodule_at,
 )
 from ..modeling.shapes import AttentionShape, FeedForwardShape
+from .plain import check_plain
 
 Row = TypeVar("Row", Family, FeedForward)
 Shape = TypeVar("Shape", AttentionShape, FeedForwardShape)
@@ -66,15 +67,19 @@ def attention_sites(model: nn.Module) -> dict[str, AttentionSite]:
         Sites by name, in the model's order.
 
     Raises:
-        FamilyError: no attention layer that collab_hf knows, or one that is compressed already.
+        FamilyError: no attention layer that collab_hf knows, one that is compressed already, or one whose
+            projections are not plain.
     """
     if any(isinstance(m, CollabAttention) for m in model.modules()):
         raise FamilyError("the model is compressed already; start from the original")
     around, found = _holders(model), list(all_attention_layers(model))
+    open_to = [(name, module, row) for name, module, row in found if row.refusal(module) is None]
+    for name, module, row in open_to:
+        for role in ("query", "key", "value"):
+            check_plain(row.slot(module, role).module, f"the {role} projection of {name}")
+        check_plain(submodule_at(module, around[module], row.output), f"the output projection of {name}")
     sites = {
-        name: Site(name, module, row, row.shape(module), around[module])
-        for name, module, row in found
-        if row.refusal(module) is None
+        name: Site(name, module, row, row.shape(module), around[module]) for name, module, row in open_to
     }
     if not sites and found:
         name, module, row = found[0]
@@ -98,10 +103,15 @@ def feed_forward_sites(model: nn.Module) -> dict[str, FeedForwardSite]:
 
     Returns:
         Sites by name, in the model's order; none where the model has none that collab_hf knows.
+
+    Raises:
+        FamilyError: projections that are not plain.
     """
     around = _holders(model)
     found = {}
     for name, module, row in feed_forward_layers(model):
+        for path in filter(None, (row.up, row.gate, row.down)):
+            check_plain(slot_of(module, path).module, f"{path} of {name}")
         hidden_size, width = slot_of(module, row.down).weight.shape
         shape = FeedForwardShape(hidden_size, width, row.gate is not None)
         found[name] = Site(name, module, row, shape, around[module])

@@ -13,10 +13,12 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..calibration.examples import load_batches
+from ..calibration.given import Calibration, given_batches, needs_processor
 from ..checkpoint.save import check_output, new_directory, save_checkpoint
 from ..config import CollabConfig
-from ..errors import CalibrationError, ConfigError
+from ..errors import ConfigError
 from ..files import CARD_FILE, RECIPE_FILE, RECOVERY_FILE, REPORT_FILE
+from ..host.plain import inner_model
 from ..hub.card import make_card
 from ..hub.source import Loading
 from ..recipe import DEFAULT_EXAMPLES, NO_CALIBRATION, Recipe, current_versions, public_name
@@ -98,6 +100,8 @@ def compress_checkpoint(
         ConfigError: settings that contradict each other, or a target that can't be met.
         CalibrationError: data that can't be read or does not run.
     """
+    if not isinstance(model, str | Path):
+        model = inner_model(model)
     work = _Work(model, Path(output), config or CollabConfig(), loading or Loading(), overwrite, progress)
     work.processor = processor
     # A recipe with plans is done once they are built: recovery is not in it, and was asked for beside it.
@@ -178,19 +182,17 @@ class _Work:
             self.processor = self.loading.processor(self.name)
         return self.processor
 
-    def batches(self, data: Any, model: PreTrainedModel, **sizes: Any) -> Iterable[Mapping[str, Any]] | None:
+    def batches(self, data: Any, model: PreTrainedModel, **sizes: Any) -> Calibration:
         """Model inputs of what the user named."""
-        if _is(data, NO_CALIBRATION) or self.config.exact:
+        if self.config.exact:
             return None
-        if _are_batches(data):
-            return list(data)
-        seed = self.config.seed
-        return load_batches(data, self.read_processor(), config=model.config, seed=seed, **sizes)
+        sizes |= {"config": model.config, "seed": self.config.seed}
+        return given_batches(data, self.read_processor, **sizes)
 
     def recovery_batches(self, data: Any, model: PreTrainedModel, seed: int) -> Iterable[Mapping[str, Any]]:
         """What recovery reads."""
-        if _are_batches(data):
-            return list(data)
+        if not needs_processor(data):
+            return given_batches(data, self.read_processor)  # type: ignore[return-value]
         sizes = {"batch_size": 32, "max_length": 128, "max_examples": RECOVERY_EXAMPLES}
         return recovery_batches(data, model, self.read_processor(), sizes, seed)
 
@@ -275,12 +277,3 @@ def _write(
 
 def _is(data: Any, word: str) -> bool:
     return isinstance(data, str) and data == word
-
-
-def _are_batches(data: Any) -> bool:
-    """Whether data are model inputs already, rather than texts, images or the name of some."""
-    if isinstance(data, str | Path):
-        return False
-    if isinstance(data, Mapping):
-        raise CalibrationError("calibration must be a list of batches, got one mapping; pass [batch]")
-    return isinstance(data, list | tuple) and bool(data) and isinstance(data[0], Mapping)
