@@ -20,6 +20,7 @@ from ..errors import ConfigError
 from ..files import CARD_FILE, RECIPE_FILE, RECOVERY_FILE, REPORT_FILE
 from ..host.plain import inner_model
 from ..hub.card import make_card
+from ..hub.facts import checked_id
 from ..hub.source import Loading
 from ..recipe import DEFAULT_EXAMPLES, NO_CALIBRATION, Recipe, current_versions, public_name
 from ..recovery import RecoveryConfig, RecoveryReport, recover_
@@ -114,6 +115,8 @@ def compress_checkpoint(
         raise ConfigError(
             "recovery needs data: give --calibration, or leave out --heal-steps and --heal-minutes"
         )
+    if work.loading.base_model is not None:
+        checked_id(work.loading.base_model)
     check_output(work.output, original=work.place, overwrite=overwrite)
     loaded = work.load()
     size_before = sum(p.numel() * p.element_size() for p in loaded.parameters())
@@ -271,7 +274,9 @@ def _write(
         (directory / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
         if healed is not None:
             write_recovery(directory, healed, work.data)
-        make_card(directory, repo_id=work.output.resolve().name).save(directory / CARD_FILE)
+        base = work.loading.base_model
+        card = make_card(directory, repo_id=work.output.resolve().name, base_model=base)
+        card.save(directory / CARD_FILE)
         return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
 
 
