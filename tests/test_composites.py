@@ -79,4 +79,4 @@ def test_a_model_of_two_without_the_package(tmp_path: Path) -> None:
     inputs = {"input_ids": torch.randint(5, 50, (8, 9)), "decoder_input_ids": torch.randint(5, 50, (8, 6))}
     compress_(model, SETTINGS, [inputs])
     model.save_pretrained(tmp_path)
-    assert verify_checkpoint(tmp_path)
+    assert verify_checkpoint(tmp_path, [inputs]).layers

@@ -235,9 +235,9 @@ def check_case(model: PreTrainedModel, case: Case) -> None:
 
 def image_length(model: PreTrainedModel) -> int | None:
     """Tokens that an image of the model's own size becomes, its class token included; None for text."""
-    config: Any = model.config
     if model.main_input_name != "pixel_values":
         return None
+    config: Any = getattr(model.config, "encoder", model.config)  # a composite's has the sizes
     sizes = [s if isinstance(s, list | tuple) else (s, s) for s in (config.image_size, config.patch_size)]
     return int(math.prod(size // patch for size, patch in zip(*sizes, strict=True))) + 1
 
