@@ -155,7 +155,9 @@ def test_the_original_of_a_local_copy_is_named(
 
 
 def test_a_backbone_alone(tiny_bert: Callable[..., Any], collab_hf: CommandLine, tmp_path: Path) -> None:
-    source = save_with_tokenizer(tiny_bert(BertForSequenceClassification, vocab_size=len(VOCABULARY)), tmp_path / "source")
+    source = save_with_tokenizer(
+        tiny_bert(BertForSequenceClassification, vocab_size=len(VOCABULARY)), tmp_path / "source"
+    )
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "architectures": ["BertOfNobody"]}))
     settings = ("--method", "cp", "--rank", 6, "--calibration", "none")
