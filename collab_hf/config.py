@@ -271,6 +271,9 @@ class CollabConfig:
         Raises:
             ConfigError: a field is unknown or its value is refused.
         """
+        known = [f.name for f in fields(cls)]
+        if unknown := [name for name in values if name not in known]:
+            raise ConfigError(f"there is no setting {unknown[0]!r}; there are {', '.join(known)}")
         try:
             return cls(**values)
         except TypeError as error:

@@ -65,7 +65,7 @@ def read_texts(source: Any, max_examples: int, seed: int) -> list[str]:
         if path.is_file() and path.suffix.lower() not in _TABLES:
             return _lines(path, max_examples, seed)
         return _text_columns(_load_dataset(source), str(source), max_examples, seed)
-    if _is_dataset(source):
+    if is_dataset(source):
         return _text_columns(source, "the data set", max_examples, seed)
     items = _as_list(source)
     wrong = next((item for item in items if not isinstance(item, str)), None)
@@ -105,7 +105,7 @@ def read_images(source: Any, max_examples: int, seed: int) -> Sequence[Any]:
             if files:
                 return _some(files, str(path), max_examples, seed)
         return _image_column(_load_dataset(source), str(source), max_examples, seed)
-    if _is_dataset(source):
+    if is_dataset(source):
         return _image_column(source, "the data set", max_examples, seed)
     items = _as_list(source)
     wrong = next((item for item in items if not hasattr(item, "convert")), None)
@@ -223,7 +223,7 @@ def _image_column(dataset: Any, name: str, max_examples: int, seed: int) -> Sequ
     return images
 
 
-def _is_dataset(source: Any) -> bool:
+def is_dataset(source: Any) -> bool:
     """Whether source is a `datasets.Dataset`, known by what is used of it, to import nothing."""
     return all(hasattr(source, name) for name in ("features", "select", "__len__"))
 

@@ -174,7 +174,7 @@ def _model_class(config: PreTrainedConfig, name: str, backbone: bool, trusted: b
     if backbone or not saved:
         return AutoModel
     home = modeling_collab if saved.startswith("Collab") else transformers
-    found = getattr(home, saved, None)
+    found = getattr(home, saved, None) or modeling_collab.own_class(saved)
     if isinstance(found, type) and issubclass(found, PreTrainedModel):
         return found
     references = getattr(config, "auto_map", None) or {}
@@ -184,8 +184,8 @@ def _model_class(config: PreTrainedConfig, name: str, backbone: bool, trusted: b
             if str(reference).rpartition(".")[2] == saved and hasattr(transformers, auto):
                 return getattr(transformers, auto)
     raise CheckpointError(
-        f"{name} was saved from {saved}, which transformers does not know; backbone=True (--backbone) loads "
-        "it without its task head"
+        f"{name} was saved from {saved}, which transformers does not know; import what defines "
+        f"{saved.removeprefix('Collab')} first, or leave out its task head by backbone=True (--backbone)"
     )
 
 

@@ -86,6 +86,8 @@ def compress(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing checkpoint DIR.")
     ] = False,
+    backbone: asked.Backbone = False,
+    base_model: options.BaseModel = None,
     push_to_hub: Annotated[
         str | None,
         typer.Option(metavar="ID", help="Publish the result on the Hub as ID; `push` has more options."),
@@ -145,7 +147,7 @@ def compress(
     chosen = {name: value for name, value in given.items() if value is not None}
     made = {"model": public_name(model), "versions": current_versions()}
     recipe = Recipe.from_dict({**written, **chosen, **made})
-    loading = Loading(dtype, device, revision, subfolder, token, trust_remote_code)
+    loading = Loading(dtype, device, revision, subfolder, token, trust_remote_code, backbone, base_model)
     if dry_run:
         return _dry_run(model, recipe, loading)
     if output is None:

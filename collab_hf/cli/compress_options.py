@@ -49,6 +49,12 @@ Attention = Annotated[
         "such as decoder-cross.  [default: all]",
     ),
 ]
+Backbone = Annotated[
+    bool,
+    typer.Option(
+        "--backbone", help="Load MODEL without its task head, and leave out weights that nothing reads."
+    ),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the plan with its size, cost and loss; write nothing.")
 ]

@@ -24,6 +24,10 @@ Token = Annotated[
     str | None, typer.Option(metavar="TOKEN", help="Hub access token; by default that of `hf auth login`.")
 ]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with MODEL.")]
+BaseModel = Annotated[
+    str | None,
+    typer.Option(metavar="ID", help="Hub id of the original, for the card, where MODEL was a local copy."),
+]
 BatchSize = Annotated[int, typer.Option(metavar="N", min=1, help="Examples in a batch.")]
 ShippedShare = Annotated[
     float | None,

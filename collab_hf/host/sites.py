@@ -19,6 +19,7 @@ from ..modeling.families import (
     submodule_at,
 )
 from ..modeling.shapes import AttentionShape, FeedForwardShape
+from .plain import check_plain
 
 Row = TypeVar("Row", Family, FeedForward)
 Shape = TypeVar("Shape", AttentionShape, FeedForwardShape)
@@ -94,10 +95,12 @@ def attention_sites(model: nn.Module, part: str = "query_key") -> dict[str, Atte
         Sites by name, in the model's order.
 
     Raises:
-        FamilyError: no attention layer that collab_hf knows, or one that is compressed already.
+        FamilyError: no attention layer that collab_hf knows, one that is compressed already, or one whose
+            projections are not plain.
     """
     found = all_attention_sites(model)
     sites = {name: site for name, site in found.items() if site.family.refusal(site.module, part) is None}
+    check_plain_sites(sites)
     if not sites and found:
         raise FamilyError(
             f"{_TITLES[part]} of {type(model).__name__} can't be compressed: {first_refusal(found, part)}"
@@ -108,6 +111,21 @@ def attention_sites(model: nn.Module, part: str = "query_key") -> dict[str, Atte
             "the models that have"
         )
     return sites
+
+
+def check_plain_sites(sites: AttentionSites) -> None:
+    """Refuse attention layers with projections that are not plain: adapters, quantised or pruned weights.
+
+    Args:
+        sites: attention layers by name.
+
+    Raises:
+        FamilyError: says which projection, and the remedy.
+    """
+    for name, site in sites.items():
+        for role in ("query", "key", "value"):
+            check_plain(site.family.slot(site.module, role).module, f"the {role} projection of {name}")
+        check_plain(site.at(site.family.output), f"the output projection of {name}")
 
 
 def first_refusal(sites: AttentionSites, part: str) -> str:
@@ -132,10 +150,15 @@ def feed_forward_sites(model: nn.Module) -> dict[str, FeedForwardSite]:
 
     Returns:
         Sites by name, in the model's order; none where the model has none that collab_hf knows.
+
+    Raises:
+        FamilyError: projections that are not plain.
     """
     around = _holders(model)
     found = {}
     for name, module, row in feed_forward_layers(model):
+        for path in filter(None, (row.up, row.gate, row.down)):
+            check_plain(slot_of(module, path).module, f"{path} of {name}")
         hidden_size, width = slot_of(module, row.down).weight.shape
         shape = FeedForwardShape(hidden_size, width, row.gate is not None)
         found[name] = Site(name, module, row, shape, around[module])

@@ -25,6 +25,8 @@ class Loading:
         subfolder: folder of the checkpoint inside the repository or directory.
         token: access token for the Hub.
         trust_remote_code: whether code in the checkpoint may run.
+        backbone: whether the model comes without its task head, and without weights that nothing reads.
+        base_model: Hub id of the original, for the card, where a local copy is loaded.
     """
 
     dtype: str = "auto"
@@ -33,6 +35,8 @@ class Loading:
     subfolder: str = ""
     token: str | None = None
     trust_remote_code: bool = False
+    backbone: bool = False
+    base_model: str | None = None
 
     def model(self, name: str | Path) -> PreTrainedModel:
         """Load a model in eval mode.
@@ -50,7 +54,8 @@ class Loading:
         from ..checkpoint.load import load_model
 
         stage(f"Loading {name}")
-        return load_model(name, dtype=self.dtype, device=_find_device(self.device), **self._where())
+        device = _find_device(self.device)
+        return load_model(name, dtype=self.dtype, device=device, backbone=self.backbone, **self._where())
 
     def reference(self, name: str, model: PreTrainedModel, processor: Any) -> PreTrainedModel:
         """Load the original of a model, to compare them on the same inputs.

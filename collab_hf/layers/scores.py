@@ -122,10 +122,10 @@ class SharedScores(nn.Module):
             bias = key[..., self.plan.key_rank :].transpose(1, 2).unsqueeze(2) * self.scaling
             key = key[..., : self.plan.key_rank]
         if decoding and self.mixing.derives_keys:
-            queries, keys = self.mixing.latent_queries(query), key.unsqueeze(1)
+            queries, keys = self.mixing("latent_queries", query), key.unsqueeze(1)
         else:
             width = self.plan.score_width
-            queries, keys = self.mixing.queries(query, width), self.mixing.keys(key, width)
+            queries, keys = self.mixing("queries", query, width), self.mixing("keys", key, width)
         if self.sinks is not None:
             queries, keys = self._append_sinks(self.sinks(hidden_states), queries, keys)
             bias = None if bias is None else F.pad(bias, (0, self.num_sinks))

@@ -242,7 +242,7 @@ def image_length(model: PreTrainedModel) -> int | None:
     Returns:
         Their number; None where inputs are no images, or a composite's config does not say their size.
     """
-    config: Any = model.config
+    config: Any = getattr(model.config, "encoder", model.config)  # a composite's has the sizes
     if model.main_input_name != "pixel_values" or not hasattr(config, "image_size"):
         return None
     sizes = [s if isinstance(s, list | tuple) else (s, s) for s in (config.image_size, config.patch_size)]

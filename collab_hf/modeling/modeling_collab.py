@@ -130,6 +130,8 @@ def model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         A subclass named `Collab` + the base's name.
     """
     name = "Collab" + base.__name__
+    if name in _CLASSES and base not in _CLASSES[name].__bases__:
+        del _CLASSES[name]  # a notebook's cell that defines a class was run again
     if name not in _CLASSES:
         members = {
             "__doc__": base.__doc__,
@@ -142,6 +144,24 @@ def model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         # Where several threads get here at once, all of them take the class that came first.
         _CLASSES.setdefault(name, type(name, (_CollabModel, base), members))
     return _CLASSES[name]
+
+
+def own_class(name: str) -> type[PreTrainedModel] | None:
+    """A user's own model class by its name.
+
+    Args:
+        name: such as `MyBert`.
+
+    Returns:
+        The class that was defined last under this name, if the module that does so is imported; else None.
+    """
+    found, waiting = None, list(PreTrainedModel.__subclasses__())
+    while waiting:
+        one = waiting.pop(0)
+        waiting.extend(one.__subclasses__())
+        if one.__name__ == name and not one.__module__.startswith("transformers."):
+            found = one
+    return found
 
 
 def _init_mixing(mixing: Mixing, std: float) -> None:
@@ -171,7 +191,7 @@ def __getattr__(name: str) -> type[PreTrainedModel]:
         # Parts of models, such as Dinov2Encoder, are not at the top.
         if name in _CLASSES:
             return _CLASSES[name]  # of a user's own model too
-        base = getattr(transformers, host, None) or find_host(host)
+        base = getattr(transformers, host, None) or find_host(host) or own_class(host)
         if isinstance(base, type) and issubclass(base, PreTrainedModel):
             return model_class(base)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

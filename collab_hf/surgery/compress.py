@@ -7,24 +7,29 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
+from ..calibration.given import Calibration
 from ..calibration.held_out import split_batches
+from ..calibration.sources import DEFAULT
 from ..calibration.statistics import collect_statistics
 from ..config import CollabConfig
 from ..errors import ConfigError
 from ..host.adoption import adopt_
+from ..host.plain import inner_model
 from ..host.rollback import undone_on_error
-from ..host.sites import AttentionSites
+from ..host.sites import AttentionSites, all_attention_sites, check_plain_sites
 from ..modeling.kinds import check_kinds
 from ..modeling.plans import QUERY_KEY
 from ..parts.part import LayerwisePart
-from ..parts.registry import PARTS
+from ..parts.registry import EMBEDDINGS, FEED_FORWARDS, PARTS
 from ..planning import Divergence, plan_model, planned_layers
 from ..progress import Steps
 from ..recovery.reconstruction import Reconstruction, reconstruct
 from ..tensors.factors import SharedFactors
 from ..tensors.moments import LayerStatistics
+from .given import find_batches, read_settings
 from .report import CompressionReport, LayerReport
 from .stock import compress_stock_
 from .vocabulary import Trimmed, completed, trimmed_alone, without_vocabulary
@@ -32,11 +37,13 @@ from .whole import compress_whole_
 
 
 def compress_(
-    model: PreTrainedModel,
-    config: CollabConfig | None = None,
-    calibration: Iterable[Mapping[str, Any]] | Mapping[str, LayerStatistics] | None = None,
+    model: nn.Module,
+    config: CollabConfig | Mapping[str, Any] | None = None,
+    calibration: Any = DEFAULT,
     *,
+    tokenizer: Any = None,
     progress: bool = False,
+    **settings: Any,
 ) -> CompressionReport:
     """Replace the query and key projections of a model's attention layers with shared ones, in place.
 
@@ -45,34 +52,60 @@ def compress_(
     is left as it was.
 
     Args:
-        model: a transformers model of a known family, with any task head.
-        config: method and ranks; by default the forms at the knee of the measured loss.
-        calibration: batches of model inputs (dicts of tensors), whose activations tell what the softmax
-            sees; or statistics that `collect_statistics` gave; None to decompose the weights alone.
+        model: a transformers model of a known family, with any task head; or an encoder of
+            sentence-transformers, which works on with the smaller model inside.
+        config: method and ranks, also as a mapping; by default the forms at the knee of the measured loss.
+        calibration: what the model reads, whose activations tell what the softmax sees: `default` for the
+            examples that ship with the package, a file, a folder, a data set or its id, texts, images,
+            batches of model inputs (dicts of tensors), or statistics that `collect_statistics` gave; None to
+            decompose the weights alone.
+        tokenizer: tokenizer, image processor or processor for texts and images; None to load the model's own
+            from where the model came from.
         progress: whether to draw a progress bar on stderr.
+        **settings: fields of `CollabConfig`, such as `budget=0.25`, instead of `config`.
 
     Returns:
         Errors and parameter counts by layer.
 
     Raises:
-        FamilyError: no attention layer that collab_hf knows, or one that is compressed already.
+        FamilyError: no attention layer that collab_hf knows, or one that is compressed already; adapters, or
+            weights that are quantised or not in memory.
         RankError: a rank outside of what a layer allows.
-        ConfigError: settings that contradict each other.
+        ConfigError: settings that contradict each other, or something else than a model.
         CalibrationError: calibration data that is empty or does not run.
         DecompositionError: weights that are not finite.
+
+    Warns:
+        UserWarning: no tokenizer was found for the default examples, so that the weights alone decide.
     """
-    config = config or CollabConfig()
+    config = read_settings(config, settings)
     if config.vocabulary_from is not None:
         raise ConfigError(
             "compress_ has no tokenizer to trim; use compress_checkpoint, or trim_vocabulary_ of "
             "collab_hf.parts.vocabulary before it"
         )
+    inner = inner_model(model)
     if config.is_whole:
+        check_plain_sites(all_attention_sites(inner))  # what can't be worked on comes out before any work
+        FEED_FORWARDS.sites(inner)
+        EMBEDDINGS.sites(inner)
+        batches = find_batches(model, inner, config, calibration, tokenizer)
         surgery = compress_stock_ if config.portable else compress_whole_
-        return surgery(model, config, calibration, progress=progress)
+        return surgery(inner, config, batches, progress=progress)
+    sites = PARTS["query_key"].sites(inner)
+    _candidates(PARTS["query_key"], sites, config)  # and ranks that don't fit
+    batches = find_batches(model, inner, config, calibration, tokenizer)
+    return _compress_query_key_(inner, sites, config, batches, progress)
+
+
+def _compress_query_key_(
+    model: PreTrainedModel,
+    sites: AttentionSites,
+    config: CollabConfig,
+    calibration: Calibration,
+    progress: bool,
+) -> CompressionReport:
     part = PARTS["query_key"]
-    sites = part.sites(model)
-    _candidates(part, sites, config)  # ranks that don't fit come out before any work
     prepared = _prepare(model, part, sites, config, calibration, progress)
     config, statistics, divergence = prepared.config, prepared.statistics, prepared.divergence
     chosen, plans = _candidates(part, sites, config)
@@ -146,7 +179,7 @@ def _prepare(
     part: LayerwisePart,
     sites: AttentionSites,
     config: CollabConfig,
-    calibration: Iterable[Mapping[str, Any]] | Mapping[str, LayerStatistics] | None,
+    calibration: Calibration,
     progress: bool,
 ) -> _Prepared:
     if planned_layers(config, sites):
@@ -157,8 +190,7 @@ def _prepare(
         return _Prepared(plan.config, plan.statistics, plan.seen, plan.predicted_loss, divergence)
     if calibration is None or isinstance(calibration, Mapping):
         return _Prepared(config, calibration)
-    batches = list(calibration)
-    seen = split_batches(batches)[0] if config.hold_out else batches
+    seen = split_batches(calibration)[0] if config.hold_out else calibration
     chosen = {name: sites[name].module for name in _candidates(part, sites, config)[0]}
     return _Prepared(config, collect_statistics(model, chosen, seen, progress=progress), seen)
 

@@ -17,7 +17,9 @@ from ..checkpoint.save import check_output, new_directory, save_checkpoint
 from ..config import CollabConfig
 from ..errors import ConfigError
 from ..files import CARD_FILE, RECIPE_FILE, RECOVERY_FILE, REPORT_FILE
+from ..host.plain import inner_model
 from ..hub.card import make_card
+from ..hub.names import check_id
 from ..hub.source import Loading
 from ..recipe import (
     DEFAULT_EXAMPLES,
@@ -114,6 +116,8 @@ def compress_checkpoint(
         ConfigError: settings that contradict each other, or a target that can't be met.
         CalibrationError: data that can't be read or does not run.
     """
+    if not isinstance(model, str | Path):
+        model = inner_model(model)
     work = _Work(model, Path(output), config or CollabConfig(), loading or Loading(), overwrite, progress)
     work.processor = processor
     if work.config.vocabulary_alone:
@@ -130,6 +134,8 @@ def compress_checkpoint(
             "recovery needs data: give --calibration, or leave out --heal-steps and --heal-minutes"
         )
     check_data(work.config, calibration)
+    if work.loading.base_model is not None:
+        check_id("base_model", work.loading.base_model)
     check_output(work.output, original=work.place, overwrite=overwrite)
     trimming = Trimming.prepare(work.config, work.read_processor) if work.config.vocabulary_from else None
     loaded = work.load()
@@ -264,7 +270,9 @@ def _write(
         (directory / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
         if healed is not None:
             write_recovery(directory, healed, work.data)
-        make_card(directory, repo_id=work.output.resolve().name).save(directory / CARD_FILE)
+        base = work.loading.base_model
+        card = make_card(directory, repo_id=work.output.resolve().name, base_model=base)
+        card.save(directory / CARD_FILE)
         return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
 
 

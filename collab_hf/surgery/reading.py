@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from ..calibration.examples import Examples, batches_of
+from ..calibration.given import Calibration, given_batches, needs_processor
 from ..calibration.held_out import Batch, split_batches
 from ..calibration.pools import MOST_EXAMPLES, Pools, read_pools
 from ..errors import CalibrationError
@@ -62,17 +62,17 @@ def read_run(
     """
     heals = recovery_seed is not None
     pools, counts = None, None
-    batches: Batches | None = None
-    if are_batches(calibration):
-        batches = list(calibration)
+    batches: Any = None
+    if calibration is not None and not needs_processor(calibration):
+        batches = given_batches(calibration, processor)
     elif calibration is not None:
         pools = read_pools(calibration, processor(), **sampling)
         batches = batches_of(pools.calibration, processor(), config=model.config)
         counts = pools.counts
     if not heals:
         return Reading(batches, counts=counts)
-    if are_batches(recovery):
-        training, held = _parted(list(recovery))
+    if not needs_processor(recovery):
+        training, held = _parted(batches if recovery is calibration else given_batches(recovery, processor))
         return Reading(training if recovery is calibration else batches, training, held, counts)
     if pools is None or recovery is not calibration:
         seen = set() if pools is None else set(pools.calibration.texts)
@@ -118,17 +118,10 @@ def recovery_batches(
     return made(pools.training.at_most(max_examples, seed)), made(held) if len(held) else None
 
 
-def are_batches(data: Any) -> bool:
-    """Whether data are model inputs already, rather than texts, images or the name of some."""
-    if isinstance(data, str | Path):
-        return False
-    if isinstance(data, Mapping):
-        raise CalibrationError("calibration must be a list of batches, got one mapping; pass [batch]")
-    return isinstance(data, list | tuple) and bool(data) and isinstance(data[0], Mapping)
-
-
-def _parted(batches: list[Batch]) -> tuple[list[Batch], list[Batch] | None]:
+def _parted(batches: Calibration) -> tuple[list[Batch], list[Batch] | None]:
     """Batches without the examples that judge, and those; all and None where they can't be taken apart."""
+    if batches is None or isinstance(batches, Mapping):
+        raise CalibrationError("recovery needs batches of model inputs, or examples; statistics don't do")
     kept, held = split_batches(batches)
     apart = any(mine is not given for mine, given in zip(held, batches, strict=False))
     return kept, held if apart else None
