@@ -66,7 +66,8 @@ class Done:
     """A fresh process that has ended."""
 
     def __init__(self, command: list[str], returncode: int, stderr: str, **tensors: torch.Tensor) -> None:
-        save_file(tensors, command[-1])
+        *_, answered, _device = command
+        save_file(tensors, answered)
         self.returncode = returncode
         self.stderr = stderr
 
