@@ -188,7 +188,9 @@ def train_and_evaluate(
             **training,
         },
     )
-    trainer = trainer_class(model=model, args=arguments, train_dataset=data[0], eval_dataset=data[1], **options)
+    trainer = trainer_class(
+        model=model, args=arguments, train_dataset=data[0], eval_dataset=data[1], **options
+    )
     if arguments.max_steps or arguments.num_train_epochs:
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(directory)))
     metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
@@ -233,7 +235,9 @@ def report(
     for table in dict.fromkeys(case.table for case in results):
         own = {case: [run[metric] for run in found] for case, found in results.items() if case.table == table}
         heading = f"**{table}**\n\n" if table else ""
-        tables.append(heading + _table(experiment.x, metric, own, figures.get(table, {}) if table else figures))
+        tables.append(
+            heading + _table(experiment.x, metric, own, figures.get(table, {}) if table else figures)
+        )
         _plot(experiment.x, metric, own, output / f"{'-'.join(filter(None, (experiment.name, table)))}.svg")
     return "\n\n".join(tables)
 

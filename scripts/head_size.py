@@ -63,12 +63,18 @@ def load_data(data: Settings, length: int) -> tuple[Dataset, Dataset, int]:
         loaded, column = load_dataset("text", data_files=files), "text"
         splits = loaded["train"], loaded["dev"]
     else:
-        splits = tuple(load_dataset(data["name"], data["config"], split=s) for s in ("train", data["dev_split"]))
+        splits = tuple(
+            load_dataset(data["name"], data["config"], split=s) for s in ("train", data["dev_split"])
+        )
         column = data["column"]
 
     def blocks(rows: dict[str, list[str]]) -> dict[str, Any]:
         text = "\n".join(rows[column])
-        ids = list(text.encode()) if tokenizer is None else tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = (
+            list(text.encode())
+            if tokenizer is None
+            else tokenizer(text, add_special_tokens=False)["input_ids"]
+        )
         cut = [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
         return {"input_ids": cut, "labels": cut}
 

@@ -63,9 +63,7 @@ def _varied(pixels: Tensor) -> Tensor:
     mirrored = torch.where(torch.rand(len(pixels), 1, 1, 1) < 0.5, pixels.flip(-1), pixels)
     padded = F.pad(mirrored, (most,) * 4)
     top, left = torch.randint(0, 2 * most + 1, (2, len(pixels))).tolist()
-    return torch.stack(
-        [p[:, y : y + size, x : x + size] for p, y, x in zip(padded, top, left, strict=True)]
-    )
+    return torch.stack([p[:, y : y + size, x : x + size] for p, y, x in zip(padded, top, left, strict=True)])
 
 
 def load_data(data: Settings) -> tuple[Dataset, Dataset]:

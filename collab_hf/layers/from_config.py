@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
-from transformers import AutoModel, PreTrainedConfig
+import transformers
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..errors import ConfigError
+from ..errors import ConfigError, FamilyError
 from ..host.sites import attention_sites
+from ..modeling.host_internals import heads_of
 from ..modeling.initialisation import MixingInit, checked_mixing
 from ..modeling.kinds import check_kinds, checked_kinds, matches
-from ..modeling.modeling_collab import adopt_configs_
+from ..modeling.modeling_collab import adopt_config_
 from ..modeling.plan import LayerPlan
 from ..modeling.plans import QUERY_KEY
 from ..modeling.shapes import AttentionShape
@@ -65,20 +68,30 @@ def collaborative(
         raise ConfigError(f"the config is collaborative already, got {type(config).__name__}")
     kinds = checked_kinds(attention)
     with torch.device("meta"):  # names and sizes are all that is read of it
-        model = AutoModel.from_config(copy.deepcopy(config))
+        model = _host_class(config)._from_config(copy.deepcopy(config))
     sites = attention_sites(model)
     check_kinds(sites, kinds)
     plans = {
-        name: _plan(site.shape, rank, plan, dims_per_head, head_dim).check(site.shape, name)
+        name: _plan(site.shape, rank, plan, dims_per_head, head_dim, name)
         for name, site in sites.items()
         if matches(name, kinds)
     }
     for chosen in plans.values():
         checked_mixing(mixing, chosen)
-    adopt_configs_(model, {QUERY_KEY: plans})
+    made: Any = copy.deepcopy(config)
+    adopt_config_(made, {QUERY_KEY: plans})
     if mixing is not None:
-        model.config.collab["mixing"] = mixing
-    return model.config
+        made.collab["mixing"] = mixing
+    return made  # type: ignore[no-any-return]
+
+
+def _host_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The bare model, or where a host has none, such as an encoder-decoder of two models, its first head."""
+    heads = heads_of(config.model_type)
+    if not heads:
+        raise FamilyError(f"no Auto class knows the model type {config.model_type!r}")
+    host: type[PreTrainedModel] = getattr(transformers, heads.get("AutoModel", next(iter(heads.values()))))
+    return host
 
 
 def _plan(
@@ -87,15 +100,16 @@ def _plan(
     plan: LayerPlan | None,
     dims_per_head: int | None,
     head_dim: int | None,
+    where: str,
 ) -> LayerPlan:
     if head_dim is None:
-        return layer_plan(shape, rank, plan, dims_per_head)
+        return layer_plan(shape, rank, plan, dims_per_head, where)
     if dims_per_head is not None:
         raise ConfigError("dims_per_head needs a rank")
     if not 1 <= head_dim <= shape.head_dim:
         raise ConfigError(
-            f"head_dim must be between 1 and {shape.head_dim}, the host's own, got {head_dim}; wider heads "
-            "are a setting of some hosts' configs, or of collab_hf.layers.CollaborativeAttention"
+            f"head_dim must be between 1 and {shape.head_dim}, the host's own, got {head_dim} ({where}); wider "
+            "heads are a setting of some hosts' configs, or of collab_hf.layers.CollaborativeAttention"
         )
     width = shape.num_heads * head_dim
     return LayerPlan("svd", width, width, head_dim, content_bias="folded")

@@ -198,12 +198,21 @@ def adopt_configs_(model: PreTrainedModel, plans: Mapping[str, Mapping[str, Any]
         if id(config) in seen or is_ours or not any(found.values()):
             continue
         seen.add(id(config))
-        base = type(config)
-        config.__class__ = config_class(base)
-        config.collab = write_plans(found)
-        config.auto_map = auto_map(base.model_type)
-        if configuration_collab.on_config is not None:
-            configuration_collab.on_config(base)
+        adopt_config_(config, found)
+
+
+def adopt_config_(config: PreTrainedConfig, plans: Mapping[str, Mapping[str, Any]]) -> None:
+    """Turn a host's config into the collaborative one of its class.
+
+    Args:
+        config: of a host's model.
+        plans: by section and by the module's name relative to the base model.
+    """
+    base: Any = type(config)
+    config.__class__ = config_class(base)
+    vars(config).update(collab=write_plans(plans), auto_map=auto_map(base.model_type))
+    if configuration_collab.on_config is not None:
+        configuration_collab.on_config(base)
 
 
 def changed_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
