@@ -46,7 +46,8 @@ class Case:
     @property
     def name(self) -> str:
         """A name for files."""
-        return "-".join(f"{part}" for part in (self.table, self.line, self.x) if part != "").replace(" ", "_")
+        whole = "-".join(f"{part}" for part in (self.table, self.line, self.x) if part != "")
+        return whole.replace(" / ", "_by_").replace("/", "-").replace(" ", "_")
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ def report(
 
     Args:
         experiment: what was run.
-        settings: with `metric`, the name of the metric that is shown.
+        settings: with `metrics`, the names of those that are shown.
         results: metrics by case, one entry for each seed.
         figures: the paper's, by table (where there are several), line and row.
         output: where the files go.
@@ -217,7 +218,6 @@ def report(
     Returns:
         Markdown: mean and standard deviation over seeds, beside the paper's figures.
     """
-    metric = settings["metric"]
     rows = [
         {
             "table": case.table,
@@ -229,16 +229,17 @@ def report(
         }
         for case, found in results.items()
     ]
-    whole = {"experiment": experiment.name, "metric": metric, "settings": settings, "results": rows}
+    whole = {"experiment": experiment.name, "settings": settings, "results": rows}
     (output / "results.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     tables = []
     for table in dict.fromkeys(case.table for case in results):
-        own = {case: [run[metric] for run in found] for case, found in results.items() if case.table == table}
-        heading = f"**{table}**\n\n" if table else ""
-        tables.append(
-            heading + _table(experiment.x, metric, own, figures.get(table, {}) if table else figures)
-        )
-        _plot(experiment.x, metric, own, output / f"{'-'.join(filter(None, (experiment.name, table)))}.svg")
+        for metric in settings["metrics"]:
+            own = {c: [run[metric] for run in found] for c, found in results.items() if c.table == table}
+            heading = ", ".join(filter(None, (table, metric)))
+            papers = figures.get(table, {}) if table else figures
+            tables.append(f"**{heading}**\n\n{_table(experiment.x, own, papers)}")
+            name = heading.replace(" / ", "_by_").replace("/", "-").replace(" ", "_")
+            _plot(experiment.x, metric, own, output / f"{name}.svg")
     return "\n\n".join(tables)
 
 
@@ -246,13 +247,11 @@ def _spread(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def _table(
-    x: str, metric: str, results: Mapping[Case, Sequence[float]], figures: Mapping[str, Mapping[Any, Any]]
-) -> str:
+def _table(x: str, results: Mapping[Case, Sequence[float]], figures: Mapping[str, Mapping[Any, Any]]) -> str:
     lines = list(dict.fromkeys(case.line for case in results))
     papers = [line for line in lines if line in figures]
     cells = {(case.line, case.x): _cell(values) for case, values in results.items()}
-    head = [x, *(f"{line}, {metric}" for line in lines), *(f"{line}, the paper" for line in papers)]
+    head = [x, *lines, *(f"{line}, the paper" for line in papers)]
     rows = [
         [
             str(at),

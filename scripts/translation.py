@@ -110,7 +110,7 @@ class PairCollator:
 
 
 def accuracies(prediction: Any) -> dict[str, float]:
-    """Words right where the words before are given, and sentences right, which greedy decoding then has too."""
+    """Shares of words right after the right words, and of sentences right, which greedy decoding has too."""
     found, labels = prediction.predictions, prediction.label_ids
     counted = labels != _IGNORED
     right = (found == labels) | ~counted
@@ -145,7 +145,7 @@ def measure(settings: Settings, case: Case, seed: int, directory: Path) -> dict[
     """Train one model and evaluate it."""
     train, dev, tokenizer = load_data(settings["data"])
     if tokenizer is None:
-        ids = {"pad_token_id": PAD, "eos_token_id": END, "decoder_start_token_id": PAD}
+        ids: dict[str, Any] = {"pad_token_id": PAD, "eos_token_id": END, "decoder_start_token_id": PAD}
         options: dict[str, Any] = {
             "data_collator": PairCollator(),
             "compute_metrics": accuracies,

@@ -108,8 +108,8 @@ def _plan(
         raise ConfigError("dims_per_head needs a rank")
     if not 1 <= head_dim <= shape.head_dim:
         raise ConfigError(
-            f"head_dim must be between 1 and {shape.head_dim}, the host's own, got {head_dim} ({where}); wider "
-            "heads are a setting of some hosts' configs, or of collab_hf.layers.CollaborativeAttention"
+            f"head_dim must be between 1 and {shape.head_dim}, the host's own, got {head_dim} ({where}); "
+            "wider heads are a setting of some hosts' configs, or of collab_hf.layers.CollaborativeAttention"
         )
     width = shape.num_heads * head_dim
     return LayerPlan("svd", width, width, head_dim, content_bias="folded")

@@ -1,7 +1,7 @@
 """First values of shared projections and mixing, for layers that are trained from scratch.
 
-Every start but `ones` and a `concatenate` of low rank gives scores of variance one on inputs of unit variance,
-whatever the rank.
+Every start but `ones` and a `concatenate` of low rank gives scores of variance one on inputs of unit
+variance, whatever the rank.
 """
 
 from __future__ import annotations
