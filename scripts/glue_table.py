@@ -1,8 +1,8 @@
 """GLUE after re-parametrisation: every model, task and rank, with and without a second fine-tuning.
 
-A model is fine-tuned once for a task and a seed. From there each rank replaces queries and keys by shared ones,
-is evaluated, fine-tuned again and evaluated again. With `terms` in the YAML, models
-are fine-tuned instead whose scores have one of their two terms alone. The tasks and the training are those of run_glue.py.
+A model is fine-tuned once for a task and a seed. From there each rank replaces queries and keys by shared
+ones, is evaluated, fine-tuned again and evaluated again. With `terms` in the YAML, models are fine-tuned
+instead whose scores have one of their two terms alone. Tasks and training are those of run_glue.py.
 
 Example:
     python scripts/glue_table.py -o glue
@@ -44,25 +44,23 @@ def cases(settings: Settings) -> list[Case]:
 def measure(settings: Settings, case: Case, seed: int, directory: Path) -> Mapping[str, float]:
     """One model on one task, at one rank."""
     name, task = case.options["model"], TASKS[case.options["task"]]
-    files = (settings["data"].get(split) for split in ("train", "dev"))
-    train, dev = load_splits(case.options["task"], *(None if f is None else Path(f) for f in files))
-    train = some(train, settings["data"].get("max_train"), seed)
+    data, length = settings["data"], settings["max_length"]
+    files = (data.get(split) for split in ("train", "dev"))
+    train, splits = load_splits(case.options["task"], *(None if f is None else Path(f) for f in files))
+    train = some(train, data.get("max_train"), seed)
+    dev = {split: some(part, data.get("max_dev"), seed) for split, part in splits.items()}
     tokenizer = AutoTokenizer.from_pretrained(name)
     original = Case(case.line, ORIGINAL, table=case.table).name
     start = directory.parents[1] / original / directory.name / "model"
     fresh = "terms" in settings or case.x == ORIGINAL
     labels: dict[str, Any] = {"num_labels": len(task.labels) or 1}
     network = AutoModelForSequenceClassification.from_pretrained(name if fresh else start, **labels)
-    length = settings["max_length"]
     recipe = Recipe(
         network,
         task,
         tokenizer,
         encoded(train, task, tokenizer, length),
-        {
-            split: encoded(some(data, settings["data"].get("max_dev"), seed), task, tokenizer, length)
-            for split, data in dev.items()
-        },
+        {split: encoded(part, task, tokenizer, length) for split, part in dev.items()},
         {**settings["training"], "seed": seed},
     )
     found = {}

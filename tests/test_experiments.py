@@ -3,6 +3,7 @@
 import importlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 import experiments
 from experiments import CONFIGS, Case, Experiment
 from glue_table import keep_term_
-from translation import END, FIRST_WORD, made_up_pairs
+from translation import END, FIRST_WORD, bleu, made_up_pairs
 
 RUNS = {
     "translation": "translation",
@@ -53,12 +54,8 @@ def reader(tiny_bert: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def write_table(path: Path, columns: tuple[str, ...], labels: tuple[str, ...]) -> None:
-    rows = [
-        "\t".join(
-            [*(SENTENCES[(i + j) % len(SENTENCES)] for j in range(len(columns))), labels[i % len(labels)]]
-        )
-        for i in range(12)
-    ]
+    texts = [[SENTENCES[(i + j) % len(SENTENCES)] for j in range(len(columns))] for i in range(12)]
+    rows = ["\t".join([*own, labels[i % len(labels)]]) for i, own in enumerate(texts)]
     write_lines(path, ["\t".join([*columns, "label"]), *rows])
 
 
@@ -148,3 +145,23 @@ def test_one_term_stays_one_term(tiny_bert: Any, term: str) -> None:
     weights = model(tokens, output_attentions=True).attentions[0]
     # The content's term is the same for every query.
     assert torch.allclose(weights, weights[:, :, :1].expand_as(weights)) == (term == "content")
+
+
+class Speller:
+    """A tokenizer of four words, as far as `bleu` needs one."""
+
+    pad_token_id = 0
+
+    def batch_decode(self, ids: Any, skip_special_tokens: bool) -> list[str]:
+        return [" ".join("abcd"[i - 1] for i in row if i) for row in ids.tolist()]
+
+
+def test_bleu_of_padded_rows() -> None:
+    """All words right is 100; one word exchanged in each sentence leaves no four in a row, and hardly any."""
+    pytest.importorskip("sacrebleu")
+    labels = np.array([[1, 2, 3, 4, -100], [4, 3, 2, 1, 1]])
+    perfect = np.where(labels == -100, 0, labels)
+    score = bleu(Speller())
+    assert score(SimpleNamespace(predictions=perfect, label_ids=labels)) == {"BLEU": pytest.approx(100)}
+    worse = np.array([[1, 2, 4, 4, 0], [4, 3, 1, 1, 1]])
+    assert score(SimpleNamespace(predictions=worse, label_ids=labels))["BLEU"] < 50

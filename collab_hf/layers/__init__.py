@@ -3,7 +3,6 @@
 from .cache import KeyValueCache
 from .collaborative import CollaborativeAttention
 from .dense import shared_from_dense
-from .from_config import collaborative
 from .multihead import MultiheadAttention
 from .statistics import InputMoments, collect_moments
 from .surgery import LayerReport, compress_layers_, convert_layers_, dense_layers
@@ -14,7 +13,6 @@ __all__ = [
     "KeyValueCache",
     "LayerReport",
     "MultiheadAttention",
-    "collaborative",
     "collect_moments",
     "compress_layers_",
     "convert_layers_",
