@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .config import CollabConfig as CollabConfig
     from .errors import CollabError as CollabError
     from .hub import push as push
+    from .layers.from_config import collaborative as collaborative
     from .modeling.families import Family as Family
     from .modeling.families import FeedForward as FeedForward
     from .modeling.families import register_family as register_family
@@ -44,6 +45,7 @@ _HOME = {
     "LossWeights": "recovery",
     "RecoveryConfig": "recovery",
     "RecoveryReport": "recovery",
+    "collaborative": "layers.from_config",
     "collect_statistics": "calibration",
     "compress_": "surgery",
     "compress_checkpoint": "surgery",

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from .modeling.errors import ConfigError
-
-if TYPE_CHECKING:
-    from .config import CollabConfig
 
 # Targets for the whole model.
 WHOLE_TARGETS = ("speedup", "flops", "params", "size")
@@ -20,11 +17,11 @@ VOCABULARY = "vocabulary"
 _KNOWN = tuple(dict.fromkeys((*PART_NAMES, *PORTABLE_PARTS, VOCABULARY)))
 
 
-def check_parts(config: CollabConfig) -> None:
+def check_parts(config: Any) -> None:
     """Refuse parts that are unknown, that need something else, or that don't go together.
 
     Args:
-        config: settings whose other fields are checked already.
+        config: a `CollabConfig` whose other fields are checked already.
 
     Raises:
         ConfigError: what is wrong, in one sentence.
@@ -53,7 +50,7 @@ def check_parts(config: CollabConfig) -> None:
         )
 
 
-def _check_portable(config: CollabConfig) -> None:
+def _check_portable(config: Any) -> None:
     others = [part for part in config.planned_parts if part not in PORTABLE_PARTS]
     if config.portable and others:
         raise ConfigError(
@@ -68,7 +65,7 @@ def _check_portable(config: CollabConfig) -> None:
         raise ConfigError("the part blocks belongs to portable (--portable), got it without")
 
 
-def _check_nothing_else(config: CollabConfig) -> None:
+def _check_nothing_else(config: Any) -> None:
     rest = [n for n in config.to_dict() if n not in ("parts", "vocabulary_from", "portable", "seed")]
     if rest:
         raise ConfigError(

@@ -19,7 +19,10 @@ from collab_hf.parts import vocabulary
 GUIDES = REPOSITORY / "docs" / "guides"
 PAGES = [
     REPOSITORY / "docs" / "index.md",
-    *(GUIDES / f"{name}.md" for name in ("compressing", "finetuning", "publishing", "exporting")),
+    *(
+        GUIDES / f"{name}.md"
+        for name in ("compressing", "finetuning", "from-scratch", "publishing", "exporting")
+    ),
 ]
 # Pages whose commands read texts.txt.
 WITH_TEXTS = ("recovering", "whole-model", "heads")

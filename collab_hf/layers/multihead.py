@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..errors import ConfigError, LayerError
+from ..modeling.initialisation import MixingInit
 from ..modeling.plan import LayerPlan
 from ..modeling.shapes import AttentionShape
 from ..tensors import Moments
 from .checks import check_inputs, checked_dropout, checked_head_dim, describe
 from .core import attend
 from .dense import shared_from_dense
-from .initialisation import MixingInit, fill_projection_, initialise_
+from .initialisation import fill_projection_, initialise_
 from .masks import allow_sinks, combine, head_mask, padding_mask
 from .scores import SharedScores, layer_plan
 
