@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -12,12 +12,14 @@ from transformers import PreTrainedModel
 
 from ..calibration.held_out import split_batches
 from ..calibration.statistics import collect_statistics
+from ..checkpoint.streaming import Spill
 from ..config import CollabConfig
 from ..errors import ConfigError
 from ..host.adoption import adopt_
 from ..host.rollback import undone_on_error
 from ..host.sites import AttentionSites
 from ..modeling.kinds import check_kinds
+from ..modeling.plan import LayerPlan
 from ..modeling.plans import QUERY_KEY
 from ..parts.part import LayerwisePart
 from ..parts.registry import PARTS
@@ -34,6 +36,7 @@ def compress_(
     config: CollabConfig | None = None,
     calibration: Iterable[Mapping[str, Any]] | Mapping[str, LayerStatistics] | None = None,
     *,
+    spill: Spill | None = None,
     progress: bool = False,
 ) -> CompressionReport:
     """Replace the query and key projections of a model's attention layers with shared ones, in place.
@@ -47,6 +50,7 @@ def compress_(
         config: method and ranks; by default the forms at the knee of the measured loss.
         calibration: batches of model inputs (dicts of tensors), whose activations tell what the softmax
             sees; or statistics that `collect_statistics` gave; None to decompose the weights alone.
+        spill: takes the new weights of each layer to the disk; None keeps them in memory.
         progress: whether to draw a progress bar on stderr.
 
     Returns:
@@ -66,23 +70,25 @@ def compress_(
     sites = part.sites(model)
     _candidates(part, sites, config)  # ranks that don't fit come out before any work
     prepared = _prepare(model, part, sites, config, calibration, progress)
-    config, statistics, divergence = prepared.config, prepared.statistics, prepared.divergence
-    chosen, plans = _candidates(part, sites, config)
+    config, divergence = prepared.config, prepared.divergence
     before = sum(p.numel() for p in model.parameters())
-    factors: dict[str, SharedFactors] = {}
-    for name in tqdm(chosen, desc="Decomposing", unit="layer", disable=not progress):
-        moments = None if statistics is None else statistics[name]
-        factors[name] = part.solve(sites[name], chosen[name], plans[name], moments)
-    better = _reconstruct(model, part, sites, factors, prepared.seen, config, progress)
-    with undone_on_error(model):
-        for name, result in factors.items():
-            part.install_(sites[name], better[name].solution if name in better else result)
-        adopt_(model, {QUERY_KEY: {name: result.plan for name, result in factors.items()}})
+    forms: dict[str, LayerPlan] = {}
+    reports: dict[str, LayerReport] = {}
+    with undone_on_error(model):  # which keeps the old parameters, so that none of the new has an old one's id
+        for name, result, better in _solutions(model, part, sites, prepared, progress):
+            module = sites[name].module
+            old = {id(parameter) for parameter in module.parameters()}
+            part.install_(sites[name], result if better is None else better.solution)
+            if spill is not None:
+                spill.take_(p for p in module.parameters() if id(p) not in old)
+            forms[name] = result.plan
+            reports[name] = LayerReport.of(sites[name], result, better)
+        adopt_(model, {QUERY_KEY: forms})
         measured = None if divergence is None else divergence.measure()
-    reports = [LayerReport.of(site, factors.get(name), better.get(name)) for name, site in sites.items()]
+    layers = [reports.get(name) or LayerReport.of(site, None, None) for name, site in sites.items()]
     after = sum(p.numel() for p in model.parameters())
     losses = prepared.predicted_loss, measured
-    return CompressionReport(tuple(reports), before, after, statistics is not None, config, *losses)
+    return CompressionReport(tuple(layers), before, after, prepared.statistics is not None, config, *losses)
 
 
 @dataclass(frozen=True)
@@ -118,25 +124,47 @@ def _prepare(
     return _Prepared(config, collect_statistics(model, chosen, seen, progress=progress), seen)
 
 
+def _solutions(
+    model: PreTrainedModel, part: LayerwisePart, sites: AttentionSites, prepared: _Prepared, progress: bool
+) -> Iterator[tuple[str, SharedFactors, Reconstruction | None]]:
+    """Every layer's factors: each once it is solved, or all at the end where they are fitted to outputs."""
+    config, statistics = prepared.config, prepared.statistics
+    chosen, plans = _candidates(part, sites, config)
+
+    def solved() -> Iterator[tuple[str, SharedFactors]]:
+        for name in tqdm(chosen, desc="Decomposing", unit="layer", disable=not progress):
+            moments = None if statistics is None else statistics[name]
+            yield name, part.solve(sites[name], chosen[name], plans[name], moments)
+
+    if not prepared.seen or not config.reconstruct_steps:
+        for name, result in solved():
+            yield name, result, None
+        return
+    factors = dict(solved())
+    better = _reconstruct(model, part, sites, factors, prepared, progress)
+    for name, result in factors.items():
+        yield name, result, better.get(name)
+
+
 def _reconstruct(
     model: PreTrainedModel,
     part: LayerwisePart,
     sites: AttentionSites,
     factors: Mapping[str, SharedFactors],
-    batches: Sequence[Mapping[str, Any]],
-    config: CollabConfig,
+    prepared: _Prepared,
     progress: bool,
 ) -> dict[str, Reconstruction]:
     """Fit the factors of all forms but the exact ones to the layers' outputs."""
     inexact = {name: result for name, result in factors.items() if not result.plan.form.exact}
-    if not batches or not config.reconstruct_steps or not inexact:
+    if not inexact:
         return {}
+    config = prepared.config
     return reconstruct(
         model,
         part,
         sites,
         inexact,
-        batches,
+        prepared.seen,
         steps=config.reconstruct_steps,
         seed=config.seed,
         progress=progress,

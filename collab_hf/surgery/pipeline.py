@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ..calibration.examples import load_batches
 from ..checkpoint.save import check_output, new_directory, save_checkpoint
+from ..checkpoint.streaming import Spill
 from ..config import CollabConfig
 from ..errors import CalibrationError, ConfigError
 from ..files import CARD_FILE, RECIPE_FILE, RECOVERY_FILE, REPORT_FILE
@@ -118,7 +119,7 @@ def compress_checkpoint(
     if work.config.is_whole:
         report = compress_whole_(loaded, work.config, batches, original=original, progress=progress)
     else:
-        report = compress_(loaded, work.config, batches, progress=progress)
+        report = compress_(loaded, work.config, batches, spill=work.spill, progress=progress)
     healed = None
     if settings is not None and original is not None:
         more = work.recovery_batches(data, loaded, settings.seed)
@@ -165,6 +166,11 @@ class _Work:
     def place(self) -> Path:
         """Where a local model lies."""
         return Path(self.name) / self.loading.subfolder
+
+    @property
+    def spill(self) -> Spill | None:
+        """Takes the new weights of a model that is loaded here; one that was given stays in memory."""
+        return None if isinstance(self.model, PreTrainedModel) else Spill(self.output)
 
     def load(self) -> PreTrainedModel:
         """The dense model."""
