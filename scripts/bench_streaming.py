@@ -50,11 +50,13 @@ def make_checkpoint(directory: Path, gigabytes: float, hidden: int, shard: str, 
     with init_empty_weights():
         one = BertModel(config)
         sizes = [sum(p.numel() for p in part.parameters()) for part in (one, one.encoder)]
-        config.num_hidden_layers = layers = max(1, round((gigabytes * 1e9 / 4 - sizes[0] + sizes[1]) / sizes[1]))
+        config.num_hidden_layers = layers = max(
+            1, round((gigabytes * 1e9 / 4 - sizes[0] + sizes[1]) / sizes[1])
+        )
         model = BertModel(config)
     config.architectures = ["BertModel"]
     config.save_pretrained(directory)
-    state = {name: parameter for name, parameter in model.named_parameters()}
+    state: dict[str, torch.Tensor] = dict(model.named_parameters())
     split = split_torch_state_dict_into_shards(state, max_shard_size=shard)
     generator = torch.Generator().manual_seed(seed)
     for file, names in split.filename_to_tensors.items():

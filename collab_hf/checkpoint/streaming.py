@@ -43,10 +43,10 @@ class Spill:
 
     def _mapped(self, values: Tensor) -> Tensor:
         """The same numbers in a file."""
-        content = values.contiguous().flatten().view(torch.uint8).numpy()
+        content = values.contiguous().flatten().view(torch.uint8).numpy().data
         try:
             with tempfile.TemporaryFile(dir=self._directory) as file:
-                file.write(memoryview(content))  # not through the mapping, where a full disk ends the process
+                file.write(content)  # not through the mapping, where a full disk ends the process
                 file.flush()
                 pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except OSError as error:

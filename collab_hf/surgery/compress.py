@@ -74,7 +74,9 @@ def compress_(
     before = sum(p.numel() for p in model.parameters())
     forms: dict[str, LayerPlan] = {}
     reports: dict[str, LayerReport] = {}
-    with undone_on_error(model):  # which keeps the old parameters, so that none of the new has an old one's id
+    with undone_on_error(
+        model
+    ):  # which keeps the old parameters, so that none of the new has an old one's id
         for name, result, better in _solutions(model, part, sites, prepared, progress):
             module = sites[name].module
             old = {id(parameter) for parameter in module.parameters()}

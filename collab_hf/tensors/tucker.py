@@ -135,9 +135,7 @@ def decompose_tucker(
     return Solution(query, key, mixing, bias, errors)
 
 
-def _sweep(
-    scores: ScoreTensor, query: Tensor, key: Tensor, cores: _Cores
-) -> tuple[Tensor, Tensor, _Cores]:
+def _sweep(scores: ScoreTensor, query: Tensor, key: Tensor, cores: _Cores) -> tuple[Tensor, Tensor, _Cores]:
     """Better subspaces: one after the other, each the best for the other one; tied, one for both sides."""
     queries = _side_by_side(scores.query @ cores.seen_keys())
     if cores.ranks.tied:
