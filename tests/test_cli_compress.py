@@ -342,7 +342,7 @@ def test_a_kill_while_writing_leaves_no_half_directory(model: Path, tmp_path: Pa
     code = (
         "import sys, time, transformers\n"
         "from collab_hf.cli import run\n"
-        "def half(self, directory):\n"
+        "def half(self, directory, **_):\n"
         "    (directory / 'model.safetensors').write_bytes(b'half')\n"
         "    print('writing', flush=True, file=sys.__stdout__)\n"
         "    time.sleep(60)\n"

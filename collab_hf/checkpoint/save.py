@@ -23,6 +23,8 @@ _CLASS_ENTRIES = {
     "tokenizer_config.json": ("tokenizer_class",),
     "preprocessor_config.json": ("image_processor_type", "feature_extractor_type", "processor_class"),
 }
+# Larger checkpoints are cut into files of this size, which the Hub takes and others load one by one.
+SHARD_SIZE = "5GB"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 
 
@@ -51,7 +53,7 @@ def save_checkpoint(
     try:
         ours = bool(getattr(model.config, "collab", None)) and _is_compressed(Path(original))
         save_belongings(directory, original=original, processor=processor, own=ours or heir)
-        model.save_pretrained(directory)
+        model.save_pretrained(directory, max_shard_size=SHARD_SIZE)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write the checkpoint: {one_sentence(error)}") from error
 

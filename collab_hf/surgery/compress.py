@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -14,6 +14,7 @@ from ..calibration.given import Calibration
 from ..calibration.held_out import split_batches
 from ..calibration.sources import DEFAULT
 from ..calibration.statistics import collect_statistics
+from ..checkpoint.streaming import Spill
 from ..config import CollabConfig
 from ..errors import ConfigError
 from ..host.adoption import adopt_
@@ -21,11 +22,11 @@ from ..host.plain import inner_model
 from ..host.rollback import undone_on_error
 from ..host.sites import AttentionSites, all_attention_sites, check_plain_sites
 from ..modeling.kinds import check_kinds
+from ..modeling.plan import LayerPlan
 from ..modeling.plans import QUERY_KEY
 from ..parts.part import LayerwisePart
 from ..parts.registry import EMBEDDINGS, FEED_FORWARDS, PARTS
 from ..planning import Divergence, plan_model, planned_layers
-from ..progress import Steps
 from ..recovery.reconstruction import Reconstruction, reconstruct
 from ..tensors.factors import SharedFactors
 from ..tensors.moments import LayerStatistics
@@ -42,6 +43,7 @@ def compress_(
     calibration: Any = DEFAULT,
     *,
     tokenizer: Any = None,
+    spill: Spill | None = None,
     progress: bool = False,
     **settings: Any,
 ) -> CompressionReport:
@@ -61,6 +63,7 @@ def compress_(
             decompose the weights alone.
         tokenizer: tokenizer, image processor or processor for texts and images; None to load the model's own
             from where the model came from.
+        spill: takes the new weights of each layer to the disk; None keeps them in memory.
         progress: whether to draw a progress bar on stderr.
         **settings: fields of `CollabConfig`, such as `budget=0.25`, instead of `config`.
 
@@ -95,7 +98,7 @@ def compress_(
     sites = PARTS["query_key"].sites(inner)
     _candidates(PARTS["query_key"], sites, config)  # and ranks that don't fit
     batches = find_batches(model, inner, config, calibration, tokenizer)
-    return _compress_query_key_(inner, sites, config, batches, progress)
+    return _compress_query_key_(inner, sites, config, batches, spill, progress)
 
 
 def _compress_query_key_(
@@ -103,27 +106,31 @@ def _compress_query_key_(
     sites: AttentionSites,
     config: CollabConfig,
     calibration: Calibration,
+    spill: Spill | None,
     progress: bool,
 ) -> CompressionReport:
     part = PARTS["query_key"]
     prepared = _prepare(model, part, sites, config, calibration, progress)
-    config, statistics, divergence = prepared.config, prepared.statistics, prepared.divergence
-    chosen, plans = _candidates(part, sites, config)
+    config, divergence = prepared.config, prepared.divergence
     before = sum(p.numel() for p in model.parameters())
-    factors: dict[str, SharedFactors] = {}
-    for name in Steps(chosen, title="Decomposing", unit="layer", progress=progress):
-        moments = None if statistics is None else statistics[name]
-        factors[name] = part.solve(sites[name], chosen[name], plans[name], moments)
-    better = _reconstruct(model, part, sites, factors, prepared.seen, config, progress)
+    forms: dict[str, LayerPlan] = {}
+    reports: dict[str, LayerReport] = {}
+    # Undoing keeps the old parameters, so that none of the new has an old one's id.
     with undone_on_error(model):
-        for name, result in factors.items():
-            part.install_(sites[name], better[name].solution if name in better else result)
-        adopt_(model, {QUERY_KEY: {name: result.plan for name, result in factors.items()}})
+        for name, result, better in _solutions(model, part, sites, prepared, progress):
+            module = sites[name].module
+            old = {id(parameter) for parameter in module.parameters()}
+            part.install_(sites[name], result if better is None else better.solution)
+            if spill is not None:
+                spill.take_(p for p in module.parameters() if id(p) not in old)
+            forms[name] = result.plan
+            reports[name] = LayerReport.of(sites[name], result, better)
+        adopt_(model, {QUERY_KEY: forms})
         measured = None if divergence is None else divergence.measure()
-    reports = [LayerReport.of(site, factors.get(name), better.get(name)) for name, site in sites.items()]
+    layers = [reports.get(name) or LayerReport.of(site, None, None) for name, site in sites.items()]
     after = sum(p.numel() for p in model.parameters())
     losses = prepared.predicted_loss, measured
-    return CompressionReport(tuple(reports), before, after, statistics is not None, config, *losses)
+    return CompressionReport(tuple(layers), before, after, prepared.statistics is not None, config, *losses)
 
 
 def compress_trimmed_(
@@ -133,6 +140,7 @@ def compress_trimmed_(
     calibration: Iterable[Mapping[str, Any]] | None,
     *,
     original: PreTrainedModel | None,
+    spill: Spill | None,
     progress: bool,
 ) -> CompressionReport:
     """Compress a model whose vocabulary was trimmed, if that was asked for.
@@ -143,6 +151,7 @@ def compress_trimmed_(
         trimmed: what trimming did; None where it was not asked for.
         calibration: batches of model inputs.
         original: a copy of the model, needed where the whole model has a target.
+        spill: as for `compress_`.
         progress: whether to draw progress bars on stderr.
 
     Returns:
@@ -159,7 +168,7 @@ def compress_trimmed_(
         settings: dict[str, Any] = {"original": original, "parameters_before": before}
         report = surgery(model, rest, calibration, **settings, progress=progress)
     else:
-        report = compress_(model, rest, calibration, progress=progress)
+        report = compress_(model, rest, calibration, spill=spill, progress=progress)
     return completed(report, model, config, trimmed)
 
 
@@ -195,25 +204,47 @@ def _prepare(
     return _Prepared(config, collect_statistics(model, chosen, seen, progress=progress), seen)
 
 
+def _solutions(
+    model: PreTrainedModel, part: LayerwisePart, sites: AttentionSites, prepared: _Prepared, progress: bool
+) -> Iterator[tuple[str, SharedFactors, Reconstruction | None]]:
+    """Every layer's factors: each once it is solved, or all at the end where they are fitted to outputs."""
+    config, statistics = prepared.config, prepared.statistics
+    chosen, plans = _candidates(part, sites, config)
+
+    def solved() -> Iterator[tuple[str, SharedFactors]]:
+        for name in Steps(chosen, title="Decomposing", unit="layer", progress=progress):
+            moments = None if statistics is None else statistics[name]
+            yield name, part.solve(sites[name], chosen[name], plans[name], moments)
+
+    if not prepared.seen or not config.reconstruct_steps:
+        for name, result in solved():
+            yield name, result, None
+        return
+    factors = dict(solved())
+    better = _reconstruct(model, part, sites, factors, prepared, progress)
+    for name, result in factors.items():
+        yield name, result, better.get(name)
+
+
 def _reconstruct(
     model: PreTrainedModel,
     part: LayerwisePart,
     sites: AttentionSites,
     factors: Mapping[str, SharedFactors],
-    batches: Sequence[Mapping[str, Any]],
-    config: CollabConfig,
+    prepared: _Prepared,
     progress: bool,
 ) -> dict[str, Reconstruction]:
     """Fit the factors of all forms but the exact ones to the layers' outputs."""
     inexact = {name: result for name, result in factors.items() if not result.plan.form.exact}
-    if not batches or not config.reconstruct_steps or not inexact:
+    if not inexact:
         return {}
+    config = prepared.config
     return reconstruct(
         model,
         part,
         sites,
         inexact,
-        batches,
+        prepared.seen,
         steps=config.reconstruct_steps,
         seed=config.seed,
         progress=progress,

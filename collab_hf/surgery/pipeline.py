@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ..checkpoint.precheck import read_json
 from ..checkpoint.save import check_output, new_directory, save_checkpoint
+from ..checkpoint.streaming import Spill
 from ..config import CollabConfig
 from ..errors import ConfigError
 from ..files import CARD_FILE, RECIPE_FILE, RECOVERY_FILE, REPORT_FILE
@@ -153,7 +154,13 @@ def compress_checkpoint(
     )
     original = copy.deepcopy(loaded) if settings is not None or work.config.is_whole else None
     report = compress_trimmed_(
-        loaded, work.config, trimmed, reading.calibration, original=original, progress=progress
+        loaded,
+        work.config,
+        trimmed,
+        reading.calibration,
+        original=original,
+        spill=work.spill,
+        progress=progress,
     )
     healed = None
     if settings is not None and original is not None and reading.training is not None and report.changed:
@@ -208,6 +215,11 @@ class _Work:
     def place(self) -> Path:
         """Where a local model lies."""
         return Path(self.name) / self.loading.subfolder
+
+    @property
+    def spill(self) -> Spill | None:
+        """Takes the new weights of a model that is loaded here; one that was given stays in memory."""
+        return None if isinstance(self.model, PreTrainedModel) else Spill(self.output)
 
     def load(self) -> PreTrainedModel:
         """The dense model."""
