@@ -27,6 +27,7 @@ from ..modeling.plans import QUERY_KEY
 from ..parts.part import LayerwisePart
 from ..parts.registry import EMBEDDINGS, FEED_FORWARDS, PARTS
 from ..planning import Divergence, plan_model, planned_layers
+from ..progress import Steps
 from ..recovery.reconstruction import Reconstruction, reconstruct
 from ..tensors.factors import SharedFactors
 from ..tensors.moments import LayerStatistics
