@@ -158,8 +158,8 @@ class Texts:
     def read(cls, original: Peer, pairs: Path, others: Path, count: int) -> Texts:
         """From files."""
         given, scores = read_scores(pairs)
-        lines = [line.split("\t")[0] for line in others.read_text(encoding="utf-8").splitlines()]
-        lines = list(dict.fromkeys(line for line in lines if line.strip()))
+        lines = [line.split("\t")[0].strip() for line in others.read_text(encoding="utf-8").splitlines()]
+        lines = list(dict.fromkeys(line for line in lines if line))
         # Spread over the file, which may be sorted.
         chosen = np.linspace(0, len(lines) - 1, min(count, len(lines))).round().astype(int)
         few = [lines[i] for i in chosen]
@@ -172,7 +172,7 @@ class Texts:
         sentences = _sentences(self.pairs)
         found, others = peer.embed(sentences), peer.embed(self.others)
         row = {text: number for number, text in enumerate(sentences)}
-        first, second = (found[[row[pair[side]] for pair in self.pairs]] for side in (0, 1))
+        first, second = (found[[row[pair[side].strip()] for pair in self.pairs]] for side in (0, 1))
         values = {"spearman": float(spearmanr(_cosines(first, second), self.scores).statistic)}
         if found.shape == self.references[0].shape:  # a static model has a space of its own
             values["cosine on the pairs"] = float(_cosines(found, self.references[0]).mean())
@@ -181,7 +181,7 @@ class Texts:
 
 
 def _sentences(pairs: Sequence[tuple[str, str]]) -> list[str]:
-    return sorted({text for pair in pairs for text in pair})
+    return sorted({text.strip() for pair in pairs for text in pair})
 
 
 def _cosines(first: Any, second: Any) -> Any:
