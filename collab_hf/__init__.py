@@ -10,6 +10,8 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__
+
 if TYPE_CHECKING:
     from .calibration import collect_statistics as collect_statistics
     from .calibration import load_batches as load_batches
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from .config import CollabConfig as CollabConfig
     from .errors import CollabError as CollabError
     from .hub import push as push
+    from .layers.from_config import collaborative as collaborative
     from .modeling.families import Family as Family
     from .modeling.families import FeedForward as FeedForward
     from .modeling.families import register_family as register_family
@@ -32,8 +35,6 @@ if TYPE_CHECKING:
     from .surgery import compress_checkpoint as compress_checkpoint
     from .surgery import to_dense_ as to_dense_
 
-__version__ = "0.1.0"
-
 _HOME = {
     "CollabConfig": "config",
     "CollabError": "errors",
@@ -44,6 +45,7 @@ _HOME = {
     "LossWeights": "recovery",
     "RecoveryConfig": "recovery",
     "RecoveryReport": "recovery",
+    "collaborative": "layers.from_config",
     "collect_statistics": "calibration",
     "compress_": "surgery",
     "compress_checkpoint": "surgery",

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
+from .asked_parts import PART_NAMES, PORTABLE_PARTS, VOCABULARY, WHOLE_TARGETS, check_parts
 from .files import read_size
 from .layout import changed_repr
 from .modeling.errors import ConfigError, RankError
 from .modeling.forms import FORMS
 from .modeling.kinds import checked_kinds, matches
-from .modeling.plan import ContentBias
+from .modeling.shapes import ContentBias
+from .ranges import check_above, check_kind, check_seed, check_targets, check_whole, is_number, is_whole
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,10 @@ class CollabConfig:
         flops: auto; share of the operations of all layers to keep at most, at `length`, in (0, 1].
         params: auto; share of all parameters to keep at most, embeddings included, in (0, 1].
         size: auto; most that the weights may take on disk, such as `30MB`.
-        parts: what the four above may make smaller; None for every part.
+        parts: what the four above may make smaller; None for every part but the vocabulary. `vocabulary`
+            drops the tokens that `vocabulary_from` never uses, before anything else.
+        vocabulary_from: file or data set with the text whose tokens stay; for the part `vocabulary`.
+        portable: keep the host's own class: only what its config can say becomes smaller.
         length: tokens of a sequence, for `speedup` and `flops`.
         batch_size: sequences at once, for `speedup`.
         plans: forms by part and module, as planning wrote them; they build the same model again.
@@ -94,6 +98,8 @@ class CollabConfig:
     params: float | None = None
     size: str | None = None
     parts: tuple[str, ...] | None = None
+    vocabulary_from: str | None = None
+    portable: bool = False
     length: int = 128
     batch_size: int = 8
     plans: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
@@ -109,14 +115,15 @@ class CollabConfig:
             raise ConfigError(f"content_bias must be auto, exact or folded, got {self.content_bias!r}")
         if self.precision not in ("float64", "float32"):
             raise ConfigError(f"precision must be float64 or float32, got {self.precision!r}")
-        if self.damping < 0:
-            raise ConfigError(f"damping must be at least 0, got {self.damping}")
-        if self.reconstruct_steps < 0:
-            raise ConfigError(f"reconstruct_steps must be at least 0, got {self.reconstruct_steps}")
-        if self.budget is not None and not 0 < self.budget <= 1:
-            raise ConfigError(
-                f"budget must be in (0, 1], the share of query/key parameters to keep, got {self.budget}"
-            )
+        if not is_number(self.damping) or self.damping < 0:
+            raise ConfigError(f"damping must be at least 0, got {self.damping!r}")
+        for name, kind in (("tied", bool), ("hold_out", bool), ("layers", Mapping), ("plans", Mapping)):
+            check_kind(name, getattr(self, name), kind)
+        if self.solver is not None:
+            check_kind("solver", self.solver, str)
+        check_whole("reconstruct_steps", self.reconstruct_steps, 0)
+        check_seed(self.seed)
+        check_targets(self)
         self._check_fields_fit_method()
         self._check_whole()
 
@@ -130,28 +137,15 @@ class CollabConfig:
         if given and self.method != "auto":
             raise ConfigError(f"{given[0]} belongs to method auto, got it with method {self.method}")
         for name, low, high in (("speedup", 1.0, 1000.0), ("flops", 0.0, 1.0), ("params", 0.0, 1.0)):
-            value = getattr(self, name)
-            if value is not None and not (_is_number(value) and low < value <= high):
-                raise ConfigError(f"{name} must be above {low:g} and at most {high:g}, got {value}")
+            if getattr(self, name) is not None:
+                check_above(name, getattr(self, name), low, high)
         if self.size is not None:
             read_size(self.size)
         for name in ("length", "batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} must be a whole number of at least 1, got {value}")
+            check_whole(name, getattr(self, name))
         if self.parts is not None:
-            self._check_parts(tuple(self.parts))
-
-    def _check_parts(self, parts: tuple[str, ...]) -> None:
-        object.__setattr__(self, "parts", parts)
-        if "vocabulary" in parts:
-            raise ConfigError(
-                "the vocabulary can't be planned with the other parts; trim it first with "
-                "collab_hf.parts.vocabulary.trim_vocabulary_"
-            )
-        if not parts or any(part not in PART_NAMES for part in parts):
-            known = ", ".join(PART_NAMES)
-            raise ConfigError(f"parts must be some of {known}, got {', '.join(map(str, parts))}")
+            object.__setattr__(self, "parts", tuple(self.parts))
+        check_parts(self)
 
     @property
     def is_whole(self) -> bool:
@@ -164,6 +158,17 @@ class CollabConfig:
         names = ("budget", *sorted(_TARGETS), *WHOLE_TARGETS)
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
+    @property
+    def planned_parts(self) -> tuple[str, ...]:
+        """The parts that are planned under a target: all but the vocabulary, which goes before."""
+        names = self.parts or (PORTABLE_PARTS if self.portable else PART_NAMES)
+        return tuple(name for name in names if name != VOCABULARY)
+
+    @property
+    def vocabulary_alone(self) -> bool:
+        """Whether rows of the vocabulary go and nothing else changes."""
+        return self.parts is not None and set(self.parts) == {VOCABULARY}
+
     def _check_fields_fit_method(self) -> None:
         allowed = _FIELDS_OF_METHOD[self.method]
         for name in sorted({*_RANK_FIELDS, *_TARGETS} - allowed):
@@ -172,7 +177,7 @@ class CollabConfig:
                 raise ConfigError(f"{name} belongs to method {owners}, got it with method {self.method}")
         for name in _RANK_FIELDS.keys() - {"tied"}:
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            if value is not None and not is_whole(value):
                 raise RankError(f"{name} must be an integer of at least 1, got {value}")
         goals = [n for n in ("budget", "target_params", "max_loss") if getattr(self, n) is not None]
         if len(goals) > 1:
@@ -261,19 +266,13 @@ class CollabConfig:
         Raises:
             ConfigError: a field is unknown or its value is refused.
         """
+        known = [f.name for f in fields(cls)]
+        if unknown := [name for name in values if name not in known]:
+            raise ConfigError(f"there is no setting {unknown[0]!r}; there are {', '.join(known)}")
         try:
             return cls(**values)
         except TypeError as error:
             raise ConfigError(f"cannot read the settings: {error}") from None
-
-
-# Targets for the whole model, and what they may make smaller.
-WHOLE_TARGETS = ("speedup", "flops", "params", "size")
-PART_NAMES = ("query_key", "heads", "value_output", "feed_forward", "embeddings")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 # Fields that settle a form, with the value that says nothing.

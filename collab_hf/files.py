@@ -29,6 +29,8 @@ OWN_FILES = (RECIPE_FILE, REPORT_FILE, RECOVERY_FILE)
 PACKAGE_URL: str | None = None
 
 MODULES_FILE = "modules.json"
+# Where optimum and sentence-transformers look for a graph in a directory.
+ONNX_GRAPH = "onnx/model.onnx"
 _TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("tokenizer.model", "spiece.model", "spm.model", "sentencepiece*.model", "*.spm", "*.tiktoken"),

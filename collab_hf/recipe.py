@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -11,8 +12,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
+from .asked_parts import WHOLE_TARGETS
 from .config import CollabConfig
+from .files import RECIPE_FILE, RECOVERY_FILE
 from .modeling.errors import ConfigError
+from .ranges import check_whole
 
 _TYPE_NAMES = {
     bool: "true or false",
@@ -26,6 +30,8 @@ _TYPE_NAMES = {
 
 NO_CALIBRATION = "none"
 DEFAULT_EXAMPLES = 1000
+# Beside a user's narrow text: of all-MiniLM-L6-v2 this kept more on that text too (docs/benchmarks).
+SHIPPED_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Recipe:
         config: method and ranks.
         calibration: `default`, `none`, a file, a folder or a data set id.
         calibration_examples: examples used at most.
+        shipped_share: share of them that ship with the package, beside a user's own.
         model: the checkpoint that was compressed, by id or by its directory's last name; for the reader.
         versions: of the packages that made it; for the reader.
         target: the budget or other target that the forms were planned for; for the reader.
@@ -44,6 +51,7 @@ class Recipe:
     config: CollabConfig
     calibration: str = "default"
     calibration_examples: int = DEFAULT_EXAMPLES
+    shipped_share: float = SHIPPED_SHARE
     model: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     target: Mapping[str, Any] = field(default_factory=dict)
@@ -85,7 +93,7 @@ class Recipe:
             The recipe.
 
         Raises:
-            ConfigError: an unknown entry, or settings that contradict each other.
+            ConfigError: an unknown entry, or settings that contradict each other or lack the data they need.
         """
         own = {name for name in cls.__dataclass_fields__ if name != "config"}
         _check_entries(values, {**get_type_hints(CollabConfig), **get_type_hints(cls)}, "the recipe")
@@ -96,13 +104,41 @@ class Recipe:
                 )
             hints = {name: hint for name, hint in get_type_hints(CollabConfig).items() if name != "layers"}
             _check_entries({} if override == "dense" else override, hints, f"the recipe for {pattern!r}")
-        if values.get("calibration_examples", 1) < 1:
-            raise ConfigError(
-                f"calibration_examples must be at least 1, got {values['calibration_examples']}"
-            )
+        check_whole("calibration_examples", values.get("calibration_examples", 1))
+        if not 0 <= values.get("shipped_share", 0) < 1:
+            raise ConfigError(f"shipped_share must be in [0, 1), got {values['shipped_share']}")
         settings = {name: value for name, value in values.items() if name not in own}
         rest = {name: value for name, value in values.items() if name in own}
-        return cls(CollabConfig.from_dict(settings), **rest)
+        recipe = cls(CollabConfig.from_dict(settings), **rest)
+        check_data(recipe.config, recipe.calibration)
+        return recipe
+
+    @property
+    def drawn(self) -> dict[str, Any]:
+        """How its examples are drawn: what `read_pools` takes."""
+        return {
+            "examples": self.calibration_examples,
+            "seed": self.config.seed,
+            "shipped_share": self.shipped_share,
+        }
+
+    @classmethod
+    def sampling(cls, directory: Path) -> dict[str, Any]:
+        """How the examples that a checkpoint was made with were drawn, so that its hold-out is found again.
+
+        Args:
+            directory: of the checkpoint; without a recipe, as for any model, the defaults are given.
+
+        Returns:
+            What `read_pools` takes.
+        """
+        path = directory / RECIPE_FILE
+        values = cls.read(path) if path.is_file() else {}
+        return {
+            "examples": values.get("calibration_examples", DEFAULT_EXAMPLES),
+            "seed": values.get("seed", 0),
+            "shipped_share": values.get("shipped_share", SHIPPED_SHARE),
+        }
 
     def write(self, path: Path) -> None:
         """Write the recipe as YAML, without local paths.
@@ -110,17 +146,33 @@ class Recipe:
         Args:
             path: the file.
         """
-        local = Path(self.calibration).expanduser()
         values: dict[str, Any] = {
             "model": self.model,
             **({"target": dict(self.target)} if self.target else {}),
             **self.config.to_dict(),
-            "calibration": local.name if local.exists() else self.calibration,
+            "calibration": public_source(self.calibration),
         }
         if self.calibration_examples != DEFAULT_EXAMPLES:
             values["calibration_examples"] = self.calibration_examples
+        if self.calibration not in ("default", NO_CALIBRATION):
+            values["shipped_share"] = self.shipped_share
         values["versions"] = dict(self.versions)
         path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def check_data(config: CollabConfig, calibration: Any) -> None:
+    """Refuse settings whose losses are measured on data, where there is none.
+
+    Args:
+        config: settings.
+        calibration: what was given, or `none`.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    measured = [name for name in ("max_loss", *WHOLE_TARGETS) if getattr(config, name) is not None]
+    if measured and isinstance(calibration, str) and calibration == NO_CALIBRATION:
+        raise ConfigError(f"{measured[0]} is measured on calibration data, got calibration none")
 
 
 def _check_entries(values: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> None:
@@ -151,6 +203,37 @@ def public_name(model: str) -> str:
     """
     path = Path(model).expanduser()
     return path.resolve().name if path.exists() else model
+
+
+def public_source(data: str) -> str:
+    """What data was read, without the local path that leads to it.
+
+    Args:
+        data: a file, a folder or a data set id.
+
+    Returns:
+        The file's or folder's name, or the id.
+    """
+    local = Path(data).expanduser()
+    return local.name if local.exists() else data
+
+
+def read_by(directory: Path) -> set[str]:
+    """Names of the data that calibrated a checkpoint or recovered it.
+
+    Args:
+        directory: of the checkpoint.
+
+    Returns:
+        The names, without the local paths that led to them; none for a checkpoint without a recipe.
+    """
+    recipe, recovery = directory / RECIPE_FILE, directory / RECOVERY_FILE
+    names = []
+    if recipe.is_file():
+        names.append(Recipe.read(recipe).get("calibration"))
+    if recovery.is_file():
+        names.append(json.loads(recovery.read_text(encoding="utf-8")).get("data"))
+    return {name for name in names if isinstance(name, str)}
 
 
 def current_versions() -> dict[str, str]:

@@ -153,6 +153,25 @@ def speed(model: Any, seen: Sequence[Any], share: float, seconds: float) -> list
     return rows
 
 
+def together(model: Any, seen: Sequence[Any], figures: Figures, kept: float) -> list[dict[str, Any]]:
+    """Heads gone, queries and keys shared, and both planned together, at equal parameters."""
+    rows = []
+    for parts in (("heads",), ("query_key",), ("heads", "query_key")):
+        changed = copy.deepcopy(model)
+        report = compress_(changed, CollabConfig(params=kept, parts=parts), seen)
+        worth, cosine = figures.worth(changed), figures.cosine(changed)
+        rows.append(
+            {
+                "parts": " and ".join(parts),
+                "parameters": report.parameters_after,
+                "divergence": report.measured_loss,
+                "figures": (worth, cosine),
+            }
+        )
+        typer.echo(json.dumps(rows[-1]))
+    return rows
+
+
 def tables(whole: float, figures: Figures, rows: Sequence[dict[str, Any]]) -> str:
     """The curves in Markdown, and how far each order goes within the allowed loss."""
     header = ["order", *(f"{share:.0%}" for share in SHARES), "goes for less than 1 % of the figure"]
@@ -177,6 +196,9 @@ def main(
     examples: Annotated[int, typer.Option(help="Calibration examples at most.")] = 600,
     pairs: Annotated[int, typer.Option(help="Pairs for the curves, from all over the file.")] = 500,
     ablated: Annotated[int, typer.Option(help="Pairs or examples for the ablation; 0 for none.")] = 150,
+    kept: Annotated[
+        list[float], typer.Option(help="Share of all parameters for heads and sharing together; repeatable.")
+    ] = [0.96],  # noqa: B006
     seconds: Annotated[float, typer.Option(help="About how long each batch size is timed.")] = 3.0,
     threads: Annotated[int, typer.Option(help="torch threads.")] = 1,
     seed: Annotated[int, typer.Option(help="Of random orders and sampled outputs.")] = 0,
@@ -196,6 +218,8 @@ def main(
         figures = agreement_figures(model, others, ablated)
     whole = figures.worth(model)
     typer.echo(tables(whole, figures, curves(model, seen, figures, seed)))
+    for share in kept:
+        together(model, seen, figures, share)
     if ablated:
         typer.echo(json.dumps(ablation(model, figures, seed)))
     for row in speed(model, seen, 0.5, seconds):

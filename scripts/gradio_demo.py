@@ -200,7 +200,7 @@ def build_page(model: str) -> Any:
         gradio.Markdown("# collab_hf\nA smaller attention, beside the original.")
         with gradio.Row():
             name = gradio.Textbox(model, label="Model: Hub id or directory")
-            method = gradio.Dropdown(["auto", "tucker", "cp", "svd"], value="tucker", label="Method")
+            method = gradio.Dropdown(["auto", "tucker", "cp", "svd"], value="auto", label="Method")
             budget = gradio.Slider(0.05, 1.0, value=0.25, step=0.05, label="Query/key parameters to keep")
         text = gradio.Textbox("\n".join(SENTENCES), lines=6, label="Sentences, one a line")
         button = gradio.Button("Compress and compare", variant="primary")

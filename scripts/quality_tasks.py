@@ -101,7 +101,7 @@ class Photographs:
         )
         self.batches = [batch["pixel_values"] for batch in batches]
         self.reference = self._states(original)
-        self.sets = [_read(path, count) for path in cifar]
+        self.sets = [read_pictures(path, count) for path in cifar]
         sizes = [len(labels) for _, labels in self.sets]
         self.description = f"{len(pictures)} photographs at {self.batches[0].shape[-1]} px"
         if sizes[0]:
@@ -141,8 +141,16 @@ class Photographs:
         return {**cosines, "probe": float(found.score(dev / scale, truth))}
 
 
-def _read(path: Path, count: int) -> tuple[Tensor, np.ndarray[Any, Any]]:
-    """Images as the model wants them, (n, 3, size, size), and labels."""
+def read_pictures(path: Path, count: int) -> tuple[Tensor, np.ndarray[Any, Any]]:
+    """Images as the model wants them, (n, 3, size, size), and labels.
+
+    Args:
+        path: .npz with images (n, 32, 32, 3) and labels.
+        count: of images at most, spread over the file.
+
+    Returns:
+        Both.
+    """
     with np.load(path) as file:
         # Spread over the file, which may be sorted by label.
         chosen = np.linspace(0, len(file["labels"]) - 1, min(count, len(file["labels"]))).round().astype(int)

@@ -5,6 +5,7 @@ Training is transformers' own Trainer. The data are local tab-separated files wi
 
 Example:
     python scripts/run_glue.py bert-base-uncased --task sst2 --budget 0.25
+    python scripts/run_glue.py bert-base-uncased --task sst2 --method cp --rank 384
     python scripts/run_glue.py DIR --task stsb --train stsb_train.tsv --dev stsb_dev.tsv --max-train 2000
 
 Source:
@@ -15,8 +16,8 @@ import csv
 import json
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -37,6 +38,7 @@ from transformers import (
 
 from collab_hf import CollabConfig, CollabError, RecoveryConfig, compress_, load_model, recover_
 from collab_hf.calibration.examples import load_batches
+from collab_hf.cli import compress_options as asked
 
 Metrics = Callable[[Any, Any], dict[str, float]]
 
@@ -233,7 +235,7 @@ def run(
     model: str,
     name: str,
     data: tuple[Dataset, dict[str, Dataset]],
-    budget: float,
+    config: CollabConfig,
     epochs: tuple[float, float],
     learning_rates: tuple[float, float],
     recover_steps: int,
@@ -247,7 +249,7 @@ def run(
         model: Hub id or directory of a pretrained encoder.
         name: of the task.
         data: training data, and evaluation data by split.
-        budget: share of the query/key parameters to keep.
+        config: how to compress.
         epochs: before and after the compression.
         learning_rates: before and after.
         recover_steps: updates of label-free recovery between compression and fine-tuning; 0 for none.
@@ -282,7 +284,7 @@ def run(
     with tempfile.TemporaryDirectory() as directory:
         if recover_steps:
             network.save_pretrained(directory)
-        report = compress_(network, CollabConfig(budget=budget), batches)
+        report = compress_(network, config, batches)
         result["kept"] = report.qk_parameters_after / report.qk_parameters_before
         result["compressed"] = recipe.evaluate()
         if recover_steps:
@@ -301,6 +303,16 @@ def run(
     return result
 
 
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """End with exit code 2 and one sentence where the input can't be used."""
+    try:
+        yield
+    except CollabError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
 def main(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Hub id or directory of a pretrained encoder.")
@@ -314,7 +326,24 @@ def main(
     dev: Annotated[
         Path | None, typer.Option(metavar="FILE", help="TSV; the Hub's data where absent.")
     ] = None,
-    budget: Annotated[float, typer.Option(metavar="F", help="Query/key parameters to keep.")] = 0.25,
+    method: Annotated[
+        str,
+        typer.Option(metavar="METHOD", help="auto, cp, tucker, svd or copy."),
+    ] = "auto",
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F", help="Query/key parameters to keep.  [default: 0.25, or what the ranks say]"
+        ),
+    ] = None,
+    rank: asked.Rank = None,
+    query_rank: asked.QueryRank = None,
+    key_rank: asked.KeyRank = None,
+    key_groups: asked.KeyGroups = None,
+    head_rank: asked.HeadRank = None,
+    tied: asked.Tied = False,
+    score_width: asked.ScoreWidth = None,
+    dims_per_head: asked.DimsPerHead = None,
     epochs: Annotated[float, typer.Option(metavar="N", help="Before the compression.")] = 3.0,
     epochs_again: Annotated[float, typer.Option(metavar="N", help="After it.")] = 3.0,
     learning_rate: Annotated[float, typer.Option("--lr", metavar="F")] = 2e-5,
@@ -330,6 +359,23 @@ def main(
     ] = None,
 ) -> None:
     """Print one JSON object: the task's metrics after each stage."""
+    forms = {
+        "rank": rank,
+        "query_rank": query_rank,
+        "key_rank": key_rank,
+        "key_groups": key_groups,
+        "head_rank": head_rank,
+        "tied": tied or None,
+        "score_width": score_width,
+        "dims_per_head": dims_per_head,
+    }
+    given: dict[str, Any] = {name: value for name, value in forms.items() if value is not None}
+    if method != "copy" and not given.keys() & {"rank", "query_rank", "key_rank"}:
+        given["budget"] = 0.25 if budget is None else budget
+    elif budget is not None:
+        given["budget"] = budget  # which a rank, or a copy, contradicts
+    with one_sentence():
+        config = CollabConfig(method=method, seed=seed, **given)
     set_seed(seed)
     loaded, splits = load_splits(task, train, dev)
     data = some(loaded, max_train, seed), {name: some(part, max_dev, seed) for name, part in splits.items()}
@@ -339,12 +385,8 @@ def main(
         "seed": seed,
     }
     rates, times = (learning_rate, learning_rate_again), (epochs, epochs_again)
-    try:
-        with redirect_stdout(sys.stderr):
-            result = run(model, task, data, budget, times, rates, recover_steps, settings, max_length, output)
-    except CollabError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
+    with one_sentence(), redirect_stdout(sys.stderr):
+        result = run(model, task, data, config, times, rates, recover_steps, settings, max_length, output)
     typer.echo(json.dumps(result))
 
 

@@ -48,12 +48,13 @@ class Result:
 
     @property
     def complaint(self) -> str:
-        """The one sentence on stderr of a command that refused its input."""
+        """The one sentence on stderr of a command that refused its input, after the stages it came to."""
         assert self.code == 2, self
         assert self.out == ""
-        assert self.err.startswith("error: ")
-        assert self.err.count("\n") == 1, self.err
-        return self.err.removeprefix("error: ").strip()
+        *stages, last = self.err.splitlines()
+        assert last.startswith("error: ")
+        assert not any(line.startswith(("error: ", "Traceback", " ")) for line in stages), self.err
+        return last.removeprefix("error: ").strip()
 
 
 class CommandLine:

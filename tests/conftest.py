@@ -67,10 +67,11 @@ ModelFactory = Callable[..., PreTrainedModel]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that use a real checkpoint, so that `-m "not checkpoint"` leaves them out."""
+    """Mark the tests that use a real checkpoint, so that `-m "not checkpoint"` leaves them out, say."""
     for item in items:
-        if "checkpoint" in getattr(item, "fixturenames", ()):
-            item.add_marker("checkpoint")
+        for name in ("checkpoint", "asked_for_checkpoint"):
+            if name in getattr(item, "fixturenames", ()):
+                item.add_marker(name)
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +100,20 @@ def checkpoint() -> Callable[[str], Path]:
             with FileLock(cache / f"{name}.lock"):
                 if not path.exists():  # another worker may have made it while this one waited
                     checkpoints.materialise(name, path)
+        return path
+
+    return directory
+
+
+@pytest.fixture(scope="session")
+def asked_for_checkpoint() -> Callable[[str], Path]:
+    """Directory of a checkpoint that `make test` does not make; without it, the test is skipped."""
+    cache = Path(os.environ.get("COLLAB_HF_CHECKPOINTS") or REPOSITORY / ".cache" / "checkpoints")
+
+    def directory(name: str) -> Path:
+        path = cache / name
+        if not path.exists():
+            pytest.skip(f"made on request: python scripts/checkpoints.py {name} --out {path}")
         return path
 
     return directory

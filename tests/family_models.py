@@ -169,13 +169,13 @@ def _config(model_type: str, settings: Mapping[str, Any]) -> Any:
     return CONFIG_MAPPING[model_type](**settings)
 
 
-def build(name: str, backend: str | None = None) -> PreTrainedModel:
+def build(name: str, backend: str | None = None, **changes: Any) -> PreTrainedModel:
     """The seeded model of a case, in eval mode, with biases and gains that are not those they start as.
 
     With zero query biases the content bias vanishes, and a test could not tell whether it is carried over.
     """
-    case = CASES.get(name) or REFUSED[name]
-    settings = dict(case.settings)
+    case = ALL.get(name) or KEPT[name]
+    settings = {**case.settings, **changes}
     for argument, (kind, own) in case.towers.items():
         settings[argument] = _config(kind, own).to_dict()
     config = _config(case.model_type or name, settings)
@@ -451,27 +451,28 @@ CASES: dict[str, Case] = {
 
 _GROUPED = {**_TEXT, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6}
 
-# Models whose queries and keys stay, but whose values, outputs and feed-forwards are known.
+# Models whose queries and keys stay, but whose other parts are known.
 REFUSED: dict[str, Case] = {
     **{
-        name: Case(head, _GROUPED)
+        name: Case(head, _GROUPED, generates=True)
         for name, head in (
-            ("cohere", "CohereModel"),
-            ("gemma", "GemmaModel"),
-            ("gemma2", "Gemma2Model"),
-            ("gemma3_text", "Gemma3TextModel"),
-            ("granite", "GraniteModel"),
+            ("cohere", "CohereForCausalLM"),
+            ("gemma", "GemmaForCausalLM"),
+            ("gemma2", "Gemma2ForCausalLM"),
+            ("gemma3_text", "Gemma3ForCausalLM"),
+            ("granite", "GraniteForCausalLM"),
             ("llama", "LlamaForCausalLM"),
-            ("mistral", "MistralModel"),
-            ("olmo", "OlmoModel"),
-            ("olmo2", "Olmo2Model"),
-            ("qwen2", "Qwen2Model"),
-            ("qwen3", "Qwen3Model"),
-            ("smollm3", "SmolLM3Model"),
+            ("mistral", "MistralForCausalLM"),
+            ("olmo", "OlmoForCausalLM"),
+            ("olmo2", "Olmo2ForCausalLM"),
+            ("qwen2", "Qwen2ForCausalLM"),
+            ("qwen3", "Qwen3ForCausalLM"),
+            ("smollm3", "SmolLM3ForCausalLM"),
         )
     },
+    "cohere-normed": Case("CohereModel", {**_GROUPED, "use_qk_norm": True}, model_type="cohere"),
     "nomic_bert": Case("NomicBertModel", _TEXT),
-    "modernbert": Case("ModernBertModel", {**_TEXT, "cls_token_id": 1, "sep_token_id": 2}),
+    "modernbert": Case("ModernBertForMaskedLM", {**_TEXT, "cls_token_id": 1, "sep_token_id": 2}),
     "roformer": Case("RoFormerModel", {**_TEXT, "embedding_size": 24}),
     "esm-rotary": Case(
         "EsmModel", {**_TEXT, "position_embedding_type": "rotary", "mask_token_id": 3}, model_type="esm"
@@ -483,4 +484,24 @@ REFUSED: dict[str, Case] = {
     ),
     "dinov3_vit": Case("DINOv3ViTModel", {**_IMAGE, "num_attention_heads": 3}, image),
     "wavlm": Case("WavLMModel", _SPEECH, waves),
+}
+
+ALL = {**CASES, **REFUSED}
+
+# Models of which nothing can be smaller.
+KEPT: dict[str, Case] = {
+    "segformer": Case(
+        "SegformerModel",
+        {
+            "num_encoder_blocks": 2,
+            "depths": [1, 1],
+            "sr_ratios": [2, 1],
+            "hidden_sizes": [24, 24],
+            "num_attention_heads": [3, 3],
+            "mlp_ratios": [2, 2],
+            "patch_sizes": [7, 3],
+            "strides": [4, 2],
+        },
+        image,
+    ),
 }

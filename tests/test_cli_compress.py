@@ -37,6 +37,7 @@ from transformers import (
 from collab_hf.files import RECIPE_FILE, REPORT_FILE
 
 RANK = ["--method", "cp", "--rank", 6]
+FEW = ["--calibration-examples", 12]  # else a thousand that ship fill up the few of a test
 WEIGHTS_ALONE = [*RANK, "--calibration", "none"]
 
 
@@ -52,7 +53,7 @@ def test_a_warning_is_one_sentence(model: Path, tmp_path: Path) -> None:
     for letter in "aeinorst":  # in nearly every word
         del tokenizer["model"]["vocab"][letter], tokenizer["model"]["vocab"][f"##{letter}"]
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
-    words = ["compress", model, "-o", tmp_path / "out", *RANK, "--calibration-examples", 8]
+    words = ["compress", model, "-o", tmp_path / "out", *RANK, "--calibration-examples", 8, "--quiet"]
     command = [sys.executable, "-m", "collab_hf", *map(str, words)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stderr.startswith("warning: the default text does not suit this model")
@@ -63,28 +64,45 @@ def test_a_compressed_checkpoint_is_whole(
     collab_hf: CommandLine, model: Path, text: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "new" / "folder" / "out"  # parents are made
-    result = collab_hf("compress", model, "-o", out, *RANK, "--calibration", text)
+    result = collab_hf("compress", model, "-o", out, *RANK, "--calibration", text, "--quiet", *FEW)
     assert (result.code, result.err) == (0, "")
+    assert "calibrated on 5 of your examples and 7 that ship with the package" in result.out
     assert f"wrote {out}" in result.out
     assert type(AutoModel.from_pretrained(out)).__name__ == "CollabBertModel"
     assert states(out).shape == states(model).shape
     recipe = yaml.safe_load((out / RECIPE_FILE).read_text())
-    assert {name: recipe[name] for name in ("model", "method", "rank", "calibration")} == {
+    assert {name: recipe[name] for name in ("model", "method", "rank", "calibration", "shipped_share")} == {
         "model": "model",
         "method": "cp",
         "rank": 6,
         "calibration": "text.txt",
+        "shipped_share": 0.5,
     }
     report = json.loads((out / REPORT_FILE).read_text())
+    assert report["calibration"] == {"examples": 12, "shipped": 7}
     assert report["calibrated"]
     assert report["qk_parameters_after"] < report["qk_parameters_before"]
     assert sorted(p.name for p in out.parent.iterdir()) == ["out"]
 
 
+def test_kinds_of_attention_are_chosen_on_the_command_line(
+    collab_hf: CommandLine, model: Path, tmp_path: Path
+) -> None:
+    words = ["compress", model, *WEIGHTS_ALONE, "--attention"]
+    chosen = collab_hf(*words, "self,decoder-cross", "-o", tmp_path / "out", "--json")
+    assert [layer["rank"] for layer in chosen.values["layers"]] == [6, 6]
+    recipe = yaml.safe_load((tmp_path / "out" / RECIPE_FILE).read_text())
+    assert recipe["attention"] == ["self", "decoder-cross"]
+    none = collab_hf(*words, "cross", "-o", tmp_path / "none")
+    assert "no layer is cross attention" in none.complaint
+    wrong = collab_hf(*words, "sideways", "-o", tmp_path / "wrong")
+    assert "attention must be kinds made of self, cross" in wrong.complaint
+
+
 def test_nothing_written_names_a_local_path(
     collab_hf: CommandLine, model: Path, text: Path, tmp_path: Path
 ) -> None:
-    assert collab_hf("compress", model, "-o", tmp_path / "out", *RANK, "--calibration", text).code == 0
+    assert collab_hf("compress", model, "-o", tmp_path / "out", *RANK, "--calibration", text, *FEW).code == 0
     for file in (tmp_path / "out").rglob("*"):
         assert str(tmp_path).encode() not in file.read_bytes(), file
 
@@ -104,7 +122,7 @@ def test_the_recipe_makes_the_same_bytes_again(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_lines(tmp_path / "text.txt", SENTENCES)  # a recipe names a local file by its last name
-    options = ["--budget", 0.5, "--method", "tucker", "--calibration", "text.txt", "--seed", 3]
+    options = ["--budget", 0.5, "--method", "tucker", "--calibration", "text.txt", "--seed", 3, *FEW]
     assert collab_hf("compress", model, "-o", "first", *options).code == 0
     assert collab_hf("compress", model, "-o", "second", "--config", f"first/{RECIPE_FILE}").code == 0
     names = ("model.safetensors", "config.json", RECIPE_FILE, REPORT_FILE)
@@ -126,7 +144,7 @@ def test_the_recipes_of_the_repository_run(
 ) -> None:
     recipe = REPOSITORY / "configs" / name
     result = collab_hf(
-        "compress", model, "-o", tmp_path / "out", "--config", recipe, "--calibration", text, "--json"
+        "compress", model, "-o", tmp_path / "out", "--config", recipe, "--calibration", text, *FEW, "--json"
     )
     assert result.code == 0, result.err
     assert result.values["qk_parameters_after"] < result.values["qk_parameters_before"]
@@ -324,7 +342,7 @@ def test_a_kill_while_writing_leaves_no_half_directory(model: Path, tmp_path: Pa
     code = (
         "import sys, time, transformers\n"
         "from collab_hf.cli import run\n"
-        "def half(self, directory):\n"
+        "def half(self, directory, **_):\n"
         "    (directory / 'model.safetensors').write_bytes(b'half')\n"
         "    print('writing', flush=True, file=sys.__stdout__)\n"
         "    time.sleep(60)\n"

@@ -25,7 +25,7 @@ def compressed(tiny_bert: Any, tmp_path: Path) -> Path:
 def test_similarity(collab_hf: CommandLine, compressed: Path, tmp_path: Path) -> None:
     rows = [f"{a}\t{b}\t{i}" for i, (a, b) in enumerate(zip(SENTENCES, SENTENCES[::-1], strict=True))]
     table = write_lines(tmp_path / "pairs.tsv", ["sentence1\tsentence2\tscore", *rows])
-    result = collab_hf("evaluate", compressed, "--task", "stsb", "--data", table, "--json")
+    result = collab_hf("evaluate", compressed, "--task", "stsb", "--data", table, "--json", "--quiet")
     assert result.err == ""
     assert set(result.values) == {"model", "task", "data", "against", "spearman", "pearson", "examples"}
     assert -1 <= result.values["spearman"] <= 1
@@ -46,6 +46,25 @@ def test_agreement_on_what_ships_with_the_package(
 ) -> None:
     task = ["--task", "agreement", "--against", model, "--max-examples", 20]
     assert collab_hf("evaluate", compressed, *task, "--json").values["examples"] == 20
+
+
+def test_agreement_is_on_what_calibration_did_not_read(
+    collab_hf: CommandLine, model: Path, tmp_path: Path
+) -> None:
+    """A file that calibrated is known by its name; another is read as a whole."""
+    lines = [f"{a} {b}" for a in SENTENCES for b in SENTENCES]
+    text, other = (write_lines(tmp_path / name, lines) for name in ("mine.txt", "other.txt"))
+    small = tmp_path / "small"
+    made = ["--method", "cp", "--rank", 4, "--calibration", text, "--calibration-examples", 16, "--seed", 5]
+    assert collab_hf("compress", model, "-o", small, *made, "--reconstruct-steps", 0).code == 0
+    task = ["evaluate", small, "--task", "agreement", "--against", model]
+    mine = collab_hf(*task, "--data", text, "--json").values
+    assert (mine["examples"], mine["read"]) == (9, "mine.txt: those set aside from calibration")
+    whole = collab_hf(*task, "--data", other)
+    assert "examples: 36\nread: other.txt: calibration is not known to have read it" in whole.out
+    shipped = collab_hf(*task, "--json").values
+    assert shipped["read"] == "examples that ship with the package: those set aside from calibration"
+    assert shipped["examples"] == 335
 
 
 def test_agreement_of_image_models(collab_hf: CommandLine, tiny_vit: Any, tmp_path: Path) -> None:
@@ -77,7 +96,10 @@ def test_accuracy(collab_hf: CommandLine, tiny_bert: Any, tmp_path: Path) -> Non
     [
         (["--task", "agreement"], "task agreement needs --against MODEL"),
         (["--task", "stsb"], "task stsb needs --data FILE"),
-        (["--task", "stsb", "--data", "t.tsv", "--against", "model"], "--against belongs to task agreement"),
+        (
+            ["--task", "stsb", "--data", "t.tsv", "--against", "model"],
+            "--against belongs to tasks",
+        ),
         (["--task", "stsb", "--data", "absent.tsv"], "absent.tsv can't be read: No such file"),
         (
             ["--task", "stsb", "--data", "text.txt"],

@@ -24,6 +24,8 @@ from collab_hf.parts.heads.removal import columns_of
 from collab_hf.parts.registry import HEADS
 from collab_hf.parts.shrunk import Shrunk, rows_of
 
+FEW = ["--examples", 12]  # else a thousand that ship fill up the few of a test
+
 
 @pytest.fixture
 def batches():
@@ -43,7 +45,7 @@ def test_score(collab_hf, model, text):
 def test_prune(order, collab_hf, model, text, tmp_path):
     out = tmp_path / "out"
     done = collab_hf(
-        "heads", "prune", model, "-o", out, "--share", 0.34, "--by", order, "--calibration", text
+        "heads", "prune", model, "-o", out, "--share", 0.34, "--by", order, "--calibration", text, *FEW
     )
     assert done.code == 0, done.err
     config = json.loads((out / "config.json").read_text())
@@ -121,7 +123,7 @@ def test_ablate_on_labels(collab_hf, tiny_bert, model, tmp_path):
 
 
 def test_prune_in_steps_and_by_kind(collab_hf, model, text, tmp_path):
-    options = ["--share", 0.5, "--calibration", text, "--json"]
+    options = ["--share", 0.5, "--calibration", text, "--json", *FEW]
     done = collab_hf(
         "heads", "prune", model, "-o", tmp_path / "steps", *options, "--steps", 3, "--attention", "self"
     )

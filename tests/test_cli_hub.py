@@ -9,7 +9,7 @@ import pytest
 from cli_support import VOCABULARY, CommandLine, save_with_tokenizer
 from hub_server import HubServer
 from random_models import PLANS, make_collab_
-from transformers import BertForMaskedLM
+from transformers import BertForMaskedLM, BertForSequenceClassification
 
 from collab_hf.hub.facts import card_metadata
 from collab_hf.hub.publish import push
@@ -136,3 +136,35 @@ def test_a_healed_checkpoint_has_a_card_of_its_own(
     assert "collab-hf heal COMPRESSED -o DIR --teacher model --data text.txt --steps 2" in card
     assert 'from_pretrained("healed", trust_remote_code=True)' in card
     assert str(tmp_path) not in card
+
+
+def test_the_original_of_a_local_copy_is_named(
+    saved: Path, collab_hf: CommandLine, online: HubServer, tmp_path: Path, tiny_bert: Callable[..., Any]
+) -> None:
+    local = save_with_tokenizer(tiny_bert(vocab_size=len(VOCABULARY)), tmp_path / "local")
+    settings = ("--method", "cp", "--rank", 6, "--calibration", "none")
+    named = tmp_path / "named"
+    assert collab_hf("compress", local, "-o", named, *settings, "--base-model", "org/original").code == 0
+    assert card_metadata((named / "README.md").read_text())["base_model"] == "org/original"
+    refused = collab_hf("compress", local, "-o", tmp_path / "no", *settings, "--base-model", "../x")
+    assert refused.code == 2
+    assert "base_model must be a Hub id" in refused.err
+    assert not (tmp_path / "no").exists()
+    assert collab_hf("push", saved, "me/small", "--base-model", "org/other").code == 0
+    assert card_metadata(online.files("me/small")["README.md"].decode())["base_model"] == "org/other"
+
+
+def test_a_backbone_alone(tiny_bert: Callable[..., Any], collab_hf: CommandLine, tmp_path: Path) -> None:
+    source = save_with_tokenizer(
+        tiny_bert(BertForSequenceClassification, vocab_size=len(VOCABULARY)), tmp_path / "source"
+    )
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "architectures": ["BertOfNobody"]}))
+    settings = ("--method", "cp", "--rank", 6, "--calibration", "none")
+    refused = collab_hf("compress", source, "-o", tmp_path / "out", *settings)
+    assert refused.code == 2
+    assert "BertOfNobody" in refused.err
+    assert "--backbone" in refused.err
+    assert collab_hf("compress", source, "-o", tmp_path / "out", *settings, "--backbone").code == 0
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["architectures"] == ["CollabBertModel"]

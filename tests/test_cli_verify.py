@@ -27,7 +27,7 @@ def model(tiny_bert: Any, tmp_path: Path) -> Path:
 def test_copies_equal_their_original(collab_hf: CommandLine, model: Path, tmp_path: Path) -> None:
     assert collab_hf("compress", model, "-o", tmp_path / "copy", "--method", "copy").code == 0
     text = write_lines(tmp_path / "text.txt", SENTENCES)
-    result = collab_hf("verify", tmp_path / "copy", "--against", model, "--data", text, "--json")
+    result = collab_hf("verify", tmp_path / "copy", "--against", model, "--data", text, "--json", "--quiet")
     assert result.err == ""
     assert result.values["layers"] == 2
     # Outputs are of the order of one; float32 sums in another order differ by less than this.

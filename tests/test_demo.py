@@ -1,4 +1,4 @@
-"""The demo's table holds what the commands answered, on text that calibration did not see."""
+"""The demo's table holds what the commands answered."""
 
 import re
 from pathlib import Path
@@ -10,14 +10,6 @@ from cli_support import SENTENCES, VOCABULARY, CommandLine, save_with_tokenizer,
 from transformers import BertModel
 
 import demo
-from collab_hf.calibration.sources import DEFAULT_TEXT_FILE
-
-
-def test_text_is_held_out(tmp_path: Path) -> None:
-    seen, held_out = (set(path.read_text().splitlines()) for path in demo.split_text(tmp_path))
-    assert not seen & held_out
-    assert seen | held_out == set(DEFAULT_TEXT_FILE.read_text().splitlines())
-    assert len(held_out) > 300
 
 
 def test_one_table(
@@ -27,7 +19,7 @@ def test_one_table(
     save_with_tokenizer(tiny_bert(BertModel, vocab_size=len(VOCABULARY)), tmp_path / "minilm")
     command = CommandLine(capsys)
     monkeypatch.setattr(demo, "collab_hf", lambda *arguments: command(*arguments, "--json").values)
-    monkeypatch.setattr(demo, "DEFAULT_TEXT_FILE", write_lines(tmp_path / "text.txt", SENTENCES))
+    monkeypatch.setattr(demo, "EXAMPLES", 16)
     pairs = [f"{a}\t{b}\t{n}" for n, (a, b) in enumerate(zip(SENTENCES, SENTENCES[::-1], strict=True))]
     stsb = write_lines(tmp_path / "pairs.tsv", ["sentence1\tsentence2\tscore", *pairs])
     demo.main(tmp_path, stsb)

@@ -37,15 +37,17 @@ SMALLER = {
     "--json decompose.json": "--json decompose.json --only minilm",
     "--lengths 16,128,512 --batch-sizes 1,8": "--lengths 4,8 --batch-sizes 1,2 --seconds 0.01",
     "--max-train 4000 --epochs 2": "--max-train 8 --epochs 1",
+    "--size small": "--smoke",
     "--only model": "--only minilm",
     "--stsb stsb_dev.tsv": "--stsb stsb_dev.tsv --pairs 8 --ablated 4 --seconds 0.01",
     "--steps 400": "--steps 2",
+    "scripts/glue_table.py": "scripts/glue_table.py --smoke",
     "scripts/bench_speed.py": "scripts/bench_speed.py --seconds 0.01 --out docs/benchmarks",
 }
 # They fetch real checkpoints: tests/test_checkpoints_script.py and tests/test_demo.py run them on made ones.
 FETCHING = ("scripts/checkpoints.py", "scripts/demo.py")
 
-RUN = ("decomposition", "heads", "int8", "planning", "recovery", "speed")
+RUN = ("decomposition", "from-scratch", "heads", "int8", "planning", "recovery", "speed")
 RUN_APART = bench_decompose.run_apart
 TINY = Shape("tiny", 64, 4, (8,))
 
@@ -114,6 +116,8 @@ def reader(
     for name in ("stsb_train.tsv", "stsb_dev.tsv", "DATA/stsb_train.tsv", "DATA/stsb_dev.tsv"):
         write_lines(tmp_path / name, ["sentence1\tsentence2\tscore", *rows])
     write_lines(tmp_path / "sentences.txt", [text for text, _ in pairs])
+    for name in ("train.txt", "dev.txt"):
+        write_lines(tmp_path / name, [text for text, _ in pairs])
     labelled = [f"{text}\t{('negative', 'positive')[len(text) % 2]}" for text, _ in pairs]
     for name in ("train.tsv", "dev.tsv"):
         write_lines(tmp_path / name, ["sentence\tlabel", *labelled])

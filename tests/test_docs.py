@@ -13,12 +13,16 @@ from hub_server import HubServer
 from transformers.utils import logging
 
 import collab_hf
-from collab_hf import cli
+from collab_hf import cli, heads, layers
+from collab_hf.parts import vocabulary
 
 GUIDES = REPOSITORY / "docs" / "guides"
 PAGES = [
     REPOSITORY / "docs" / "index.md",
-    *(GUIDES / f"{name}.md" for name in ("compressing", "finetuning", "publishing", "exporting")),
+    *(
+        GUIDES / f"{name}.md"
+        for name in ("compressing", "finetuning", "from-scratch", "publishing", "exporting")
+    ),
 ]
 # Pages whose commands read texts.txt.
 WITH_TEXTS = ("recovering", "whole-model", "heads")
@@ -92,5 +96,6 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr[-2000:]
     reference = (tmp_path / "site" / "reference" / "index.html").read_text()
-    for name in (*(name for name in collab_hf.__all__ if name != "__version__"), "HubError"):
+    names = [name for name in collab_hf.__all__ if name != "__version__"]
+    for name in (*names, *heads.__all__, *layers.__all__, *vocabulary.__all__, "HubError"):
         assert re.search(rf'id="collab_hf\.[a-z_.]*{name}"', reference), name

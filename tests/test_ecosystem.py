@@ -160,6 +160,33 @@ def test_big_model_loading_of_shards(device_map: Any, tiny_bert: Callable[..., A
     assert torch.equal(outputs(again.to("cpu"), inputs), outputs(model, inputs))
 
 
+@pytest.mark.filterwarnings("ignore:.*offloaded")
+@pytest.mark.parametrize("plan", PLANS)
+def test_layers_on_disk(plan: str, tiny_bert: Callable[..., Any], tmp_path: Path) -> None:
+    model = make_collab_(tiny_bert(), PLANS[plan])
+    model.save_pretrained(tmp_path / "model")
+    places = {"embeddings": "cpu", "encoder.layer.0": "cpu", "encoder.layer.1": "disk", "pooler": "disk"}
+    again = AutoModel.from_pretrained(tmp_path / "model", device_map=places, offload_folder=tmp_path / "disk")
+    assert again.encoder.layer[1].attention.self.query.weight.is_meta
+    inputs = text_inputs()
+    assert torch.equal(outputs(again, inputs), outputs(model, inputs))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # which PEFT asks for
+def test_prefix_tuning_is_refused_in_a_sentence(tiny_bert: Callable[..., Any]) -> None:
+    from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
+
+    inputs = text_inputs()
+    settings: dict[str, Any] = {"task_type": "SEQ_CLS", "num_virtual_tokens": 3}
+    base = make_collab_(tiny_bert(BertForSequenceClassification), PLANS["tucker"])
+    model = get_peft_model(base, PrefixTuningConfig(**settings))
+    with pytest.raises(collab_hf.CollabError, match="prefix tuning needs the original model"):
+        model(**inputs)
+    base = make_collab_(tiny_bert(BertForSequenceClassification), PLANS["tucker"])
+    model = get_peft_model(base, PromptTuningConfig(**settings))
+    assert model(**inputs).logits.shape == (len(inputs["input_ids"]), 3)
+
+
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")  # torch.ao is to move, its tensors to change
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
 def test_dynamic_int8_of_torch(tiny_bert: Callable[..., Any]) -> None:

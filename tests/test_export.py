@@ -1,15 +1,18 @@
 """Graphs of compressed models: torch.export, torch.compile, ONNX, each equal to the model at other shapes."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
+from cli_support import SENTENCES, CommandLine
 from random_models import PLANS, image_inputs, make_collab_, outputs, text_inputs
-from transformers import BertForMaskedLM, BertForMultipleChoice, ViTForImageClassification
+from transformers import AutoTokenizer, BertForMaskedLM, BertForMultipleChoice, ViTForImageClassification
 
-from collab_hf import export_onnx
+from collab_hf import export_onnx, load_model
 from collab_hf.checkpoint import onnx
 from collab_hf.errors import ExportError
 from collab_hf.modeling import kernels
@@ -31,6 +34,7 @@ def test_text_to_onnx(
     for name in ("_PIECE_BYTES", "_FEW_TOKENS"):
         monkeypatch.setattr(kernels, name, 1)
     model = make_collab_(tiny_bert(BertForMaskedLM), PLANS[plan]).train()
+    model.config.return_dict = plan == "cp"  # where it asks for plain tuples, the graph's outputs have names
     done = export_onnx(model, tmp_path / "deep" / "model.onnx")
     assert done.inputs == ("input_ids", "attention_mask", "token_type_ids")
     assert done.outputs == ("logits",)
@@ -77,6 +81,37 @@ def test_what_cannot_be_exported_is_said(
         match=r"needs onnx, onnxruntime, onnxscript; run: pip install onnx onnxruntime onnxscript",
     ):
         export_onnx(tiny_bert(), tmp_path / "model.onnx")
+
+
+def test_a_directory_has_what_other_libraries_open(
+    collab_hf: CommandLine, model: Path, tmp_path: Path
+) -> None:
+    """A graph that needs no class of ours, beside its host's config and the tokenizer."""
+    small, out = tmp_path / "small", tmp_path / "graph"
+    how = ["--method", "cp", "--rank", 6, "--calibration", "none"]
+    assert collab_hf("compress", model, "-o", small, *how).code == 0
+    (small / "README.md").write_text("---\nlicense: mit\n---\nA card\n")
+    (small / "modules.json").write_text('[{"path": "1_Pooling"}]')
+    (small / "1_Pooling").mkdir()
+    (small / "1_Pooling" / "config.json").write_text("{}")
+    done = collab_hf("export", small, "--onnx", f"{out}/", "--json")
+    assert done.values["file"] == str(out / "onnx" / "model.onnx")
+    names = {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()}
+    assert names >= {"config.json", "tokenizer.json", "onnx/model.onnx", "README.md", "1_Pooling/config.json"}
+    assert not any(name.endswith((".py", ".safetensors")) or "collab" in name for name in names)
+    config = json.loads((out / "config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == ("bert", ["BertModel"])
+    assert "collab" not in config
+    assert "license: mit" in (out / "README.md").read_text()
+
+    inputs = AutoTokenizer.from_pretrained(out)(SENTENCES, padding=True, return_tensors="np")
+    graph = onnxruntime.InferenceSession(out / "onnx" / "model.onnx", providers=["CPUExecutionProvider"])
+    states = graph.run(["last_hidden_state"], dict(inputs))[0]
+    with torch.no_grad():
+        expected = load_model(small)(**{name: torch.from_numpy(value) for name, value in inputs.items()})[0]
+    assert abs(states - expected.numpy()).max() < ROUNDING
+    assert "exists" in collab_hf("export", small, "--onnx", out).complaint
+    assert "exists" in collab_hf("export", small, "--onnx", small / "config.json").complaint
 
 
 @pytest.mark.parametrize("plan", ["tucker", "cp"])

@@ -20,9 +20,10 @@ from safetensors.torch import load_file
 from transformers import AutoModel, BertForMaskedLM
 
 from collab_hf.files import RECOVERY_FILE
+from collab_hf.recovery.config import states_beside
 from collab_hf.recovery.masking import mask_tokens
-from collab_hf.surgery.pipeline import states_beside
 
+FEW = ["--calibration-examples", 12]  # else a thousand that ship fill up the few of a test
 STEPS = ["--steps", 12, "--batch-size", 2, "--lr", 0.01]
 
 
@@ -71,11 +72,12 @@ def test_an_image_model_is_healed(collab_hf, tiny_vit, tmp_path) -> None:
 
 def test_compress_heals_with_its_calibration_data(collab_hf, model, text, tmp_path) -> None:
     out = tmp_path / "out"
-    options = ["--method", "cp", "--rank", 4, "--calibration", text, "--heal-steps", 5]
+    options = ["--method", "cp", "--rank", 4, "--calibration", text, "--heal-steps", 5, *FEW]
     result = collab_hf("compress", model, "-o", out, *options, "--json")
     assert result.code == 0, result.err
     recovery = result.values["recovery"]
     assert recovery["steps"] == 5
+    assert recovery["held_out_examples"] == 9 + 64  # a quarter of the file's 36 lines, and of what ships
     assert recovery["loss_after"] <= recovery["loss_before"]
     assert (out / RECOVERY_FILE).is_file()
     assert not states_beside(out).exists()
@@ -177,7 +179,9 @@ def test_masked_language_models_learn_at_masks(collab_hf, tiny_bert, text, tmp_p
     assert not (changed & special).any()
     small, out = tmp_path / "small", tmp_path / "healed"
     assert (
-        collab_hf("compress", model, "-o", small, "--method", "cp", "--rank", 4, "--calibration", text).code
+        collab_hf(
+            "compress", model, "-o", small, "--method", "cp", "--rank", 4, "--calibration", text, *FEW
+        ).code
         == 0
     )
     # Masks hide half of what little text there is: it takes more and smaller steps than above.

@@ -21,7 +21,8 @@ from tensor_cases import random_samples
 from torch import nn
 
 from collab_hf.errors import ConfigError, FamilyError, LayerError, RankError
-from collab_hf.layers import MultiheadAttention, shared_from_dense
+from collab_hf.layers import MultiheadAttention
+from collab_hf.layers.dense import shared_from_dense
 from collab_hf.modeling.plan import LayerPlan
 from collab_hf.tensors import Moments
 
@@ -221,7 +222,7 @@ def test_data_lowers_the_error_that_is_seen():
 
 def test_bias_free_module_stays_so_unless_data_asks_for_a_content_bias():
     dense = dense_attention(bias=False)
-    shared, factors = shared_from_dense(dense, 12)
+    shared, factors = shared_from_dense(MultiheadAttention, dense, 12)
     assert not any("bias" in name for name, _ in shared.named_parameters())
     assert 0 < factors.relative_error < 1
     calibrated = MultiheadAttention.from_dense(

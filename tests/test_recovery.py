@@ -28,7 +28,7 @@ from collab_hf.calibration.examples import load_batches
 from collab_hf.checkpoint.load import load_processor
 from collab_hf.errors import FamilyError, RecoveryError
 from collab_hf.modeling.errors import ConfigError
-from collab_hf.recovery import LossWeights, RecoveryConfig, recover_
+from collab_hf.recovery import LossWeights, RecoveryConfig, RecoveryReport, recover_
 from collab_hf.recovery.losses import loss_of, targets_of
 from collab_hf.recovery.optimizer import Adam
 from collab_hf.recovery.outputs import Wanted
@@ -69,6 +69,17 @@ def test_a_text_model_gets_closer(tiny_bert, settings) -> None:
     assert report.loss_after < 0.85 * report.loss_before
     assert report.agreement_after > report.agreement_before
     assert (report.steps, report.stopped) == (STEPS, "finished")
+
+
+def test_what_another_tool_made_smaller_is_trained_whole(tiny_bert) -> None:
+    teacher = tiny_bert()
+    student = copy.deepcopy(teacher)
+    with torch.no_grad():  # neurons without a say, as unstructured pruning leaves them
+        student.encoder.layer[0].output.dense.weight[:, ::2] = 0
+    with pytest.raises(FamilyError, match="run compress_ on it first, or train all of it"):
+        recover_(student, teacher, text_batches(), FAST)
+    report = recover_(student, teacher, text_batches(), dataclasses.replace(FAST, trainable="all"))
+    assert report.loss_after < 0.95 * report.loss_before  # measured: .88
 
 
 @pytest.mark.parametrize("head", [BertForMaskedLM, BertForSequenceClassification])
@@ -278,6 +289,44 @@ def test_patience_ends_a_run_that_gets_nowhere(tiny_bert) -> None:
     assert report.steps < 20
 
 
+def test_batches_that_are_given_judge_and_do_not_train(tiny_bert) -> None:
+    student, teacher = pair(tiny_bert())
+    batches = text_batches(8)
+    report = recover_(student, teacher, batches[:5], FAST, held_out=batches[5:])
+    assert (report.examples, report.held_out_examples) == (20, 12)
+    losses = [_held_out_loss(student, teacher, [batch]) for batch in batches]
+    assert report.loss_after == pytest.approx(sum(losses[5:]) / 3)
+    assert report.loss_after != pytest.approx(sum(losses[:5]) / 5, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("training", "last", "wanted"),
+    [
+        # 100 examples, L = .3: .05 off on either side. At 500 the loss would be .3 + 5 / 500 = .31.
+        (0.25, 0.35, 500),
+        (0.29, 0.35, None),  # L = .32: endless examples end above .31
+        (0.25, 0.30, None),  # it fell
+        (0.40, 0.35, None),  # nothing was learned by heart
+        (None, None, None),
+    ],
+)
+def test_more_examples_are_asked_for_where_they_would_do(training, last, wanted) -> None:
+    report = RecoveryReport(9, 1.0, 0, 0.31, 0.31, 0.9, 0.9, training, last, 100, 10, 1000, "early")
+    assert report.examples_wanted == wanted
+    assert report.memorised == (training is not None and training < last)
+
+
+def test_a_loss_that_nothing_trains_for_is_one_sentence(tiny_bert) -> None:
+    """The last layer's scores have no part in the states before it."""
+    student, teacher = pair(tiny_bert(), layers={"*.0.*": "dense"})
+    last = student.encoder.layer[1]
+    last.forward = lambda hidden_states, *_, **__: hidden_states  # type: ignore[method-assign]
+    with pytest.raises(
+        ConfigError, match="nothing that trains with trainable 'factors' has a part in the loss"
+    ):
+        recover_(student, teacher, text_batches(), FAST)
+
+
 def test_minutes_end_a_run(tiny_bert) -> None:
     student, teacher = pair(tiny_bert())
     start = time.perf_counter()
@@ -320,9 +369,13 @@ def test_batches_are_drawn_evenly_and_held_out_ones_never() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
         ({"steps": 1, "minutes": 1.0}, "steps or minutes, not both"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
+        ({"minutes": float("inf")}, "minutes must be above 0 and finite, got inf"),
+        ({"cache_gigabytes": float("nan")}, "cache_gigabytes must be at least 0, got nan"),
+        ({"seed": 2**64}, "seed must be a whole number from 0"),
+        ({"patience": 1.5}, "patience must be a whole number of at least 1, got 1.5"),
         ({"held_out": 1.0}, r"held_out must be in \(0, 1\)"),
         ({"trainable": "some"}, "trainable must be one of factors, attention, blocks, all, got 'some'"),
         ({"plot": "curve.png"}, "plot draws the curve from the log"),

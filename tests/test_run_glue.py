@@ -49,8 +49,7 @@ def test_every_task_runs_from_files(model, tmp_path, name) -> None:
         1,
         "--lr",
         1e-3,
-        "--budget",
-        0.5,
+        *(["--method", "cp", "--rank", 6, "--dims-per-head", 4] if name == "rte" else ["--budget", 0.5]),
     ]
     extra = ["--recover-steps", 2, "-o", tmp_path / "out"] if name == "stsb" else []
     result = CliRunner().invoke(APP, [str(a) for a in (model, "--task", name, *options, *extra)])
@@ -88,6 +87,20 @@ def test_labels_are_numbers_or_names(tmp_path) -> None:
 def test_other_files_are_refused(tmp_path, header, rows, message) -> None:
     with pytest.raises(typer.BadParameter, match=message):
         read_file(write_table(tmp_path / "a.tsv", header, rows), TASKS["sst2"])
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        (["--method", "cp", "--rank", 6, "--budget", 0.5], "give a budget or ranks, not both"),
+        (["--rank", 6], "rank belongs to method"),
+        (["--method", "magic"], "method must be one of"),
+    ],
+)
+def test_forms_that_contradict_themselves(model, form, message) -> None:
+    result = CliRunner().invoke(APP, [str(word) for word in (model, "--task", "sst2", *form)])
+    assert result.exit_code == 2
+    assert message in result.stderr
 
 
 def test_one_file_needs_the_other(model, tmp_path) -> None:

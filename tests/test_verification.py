@@ -23,7 +23,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Leave out the fresh processes, which take seconds; the routes that would have been taken."""
     routes: list[str] = []
     monkeypatch.setattr(
-        verification, "check_fresh", lambda directory, chosen, *rest, former: routes.extend(chosen)
+        verification, "check_fresh", lambda directory, chosen, *rest, **settings: routes.extend(chosen)
     )
     return routes
 
@@ -66,7 +66,8 @@ class Done:
     """A fresh process that has ended."""
 
     def __init__(self, command: list[str], returncode: int, stderr: str, **tensors: torch.Tensor) -> None:
-        save_file(tensors, command[-1])
+        *_, answered, _device = command
+        save_file(tensors, answered)
         self.returncode = returncode
         self.stderr = stderr
 

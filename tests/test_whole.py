@@ -24,6 +24,7 @@ from collab_hf.errors import CalibrationError, ConfigError
 from collab_hf.host.blocks import blocks
 from collab_hf.host.rollback import undone
 from collab_hf.parts.registry import FEED_FORWARDS, HEADS, QUERY_KEY, VALUES
+from collab_hf.planning import Divergence
 from collab_hf.planning.measured import measure_parts
 from collab_hf.planning.whole import choose_whole, dense_sizes, given_plan
 from collab_hf.recovery.blocks import reconstruct_blocks_
@@ -126,6 +127,24 @@ def test_the_model_stays_as_it_was_when_the_last_step_fails(tiny_bert, texts, mo
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
+def test_a_second_budget_measures_nothing_again(tiny_bert, texts, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLLAB_HF_CACHE", str(tmp_path / "cache"))
+    model = tiny_bert(BertModel)
+    first = measure_parts(model, PARTS, CollabConfig(), texts, texts)
+    with monkeypatch.context() as patched:
+        patched.setattr(Divergence, "measure", lambda self: pytest.fail("measured again"))
+        second = measure_parts(model, PARTS, CollabConfig(), texts, texts)
+    for part, curves in first.curves.items():
+        for name, curve in curves.items():
+            again = second.curves[part][name]
+            assert (again.options, again.knots) == (curve.options, curve.knots)
+            assert again.losses_alone() == pytest.approx(curve.losses_alone(), rel=1e-12)
+    with torch.no_grad():  # negative control: other weights are another model
+        model.encoder.layer[0].output.dense.weight.mul_(1.1)
+    other = measure_parts(model, PARTS, CollabConfig(), texts, texts)
+    assert other.curves["feed_forward"] != first.curves["feed_forward"]
+
+
 def test_the_joint_plan_is_no_worse_than_any_part_alone(tiny_bert, texts):
     measured = measure_parts(tiny_bert(), PARTS, CollabConfig(), texts, texts)
     dense, _ = dense_sizes(measured, 12)
@@ -217,7 +236,8 @@ class TestBlocks:
             for layer in student.encoder.layer:
                 layer.output.dense.weight.mul_(0.5)
         before = {name: value.clone() for name, value in teacher.state_dict().items()}
-        reports = reconstruct_blocks_(student, teacher, blocks(student), blocks(teacher), texts, steps=40)
+        theirs = {name: [block] for name, block in blocks(teacher).items()}
+        reports = reconstruct_blocks_(student, teacher, blocks(student), theirs, texts, steps=40)
         assert [report.name for report in reports] == ["encoder.layer.0", "encoder.layer.1"]
         assert all(report.error_after < report.error_before for report in reports)
         assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
@@ -243,7 +263,7 @@ class TestSettings:
             ({"flops": 0.5, "budget": 0.5}, "give one of"),
             ({"flops": 0.5, "method": "cp"}, "flops belongs to method auto"),
             ({"flops": 0.5, "parts": ["heads", "tails"]}, "parts must be some of query_key, heads"),
-            ({"flops": 0.5, "parts": ["vocabulary"]}, "the vocabulary can't be planned with the other parts"),
+            ({"flops": 0.5, "parts": ["vocabulary"]}, "the part vocabulary needs vocabulary_from"),
             ({"flops": 0.5, "length": 0}, "length must be a whole number of at least 1, got 0"),
         ],
     )
@@ -259,6 +279,7 @@ class TestSettings:
 def test_command_line(collab_hf: CommandLine, model, text, tmp_path):
     out = tmp_path / "out"
     arguments = ["--flops", "0.6", "--length", "12", "--calibration", text, "--heal-steps", "4", "--json"]
+    arguments += ["--calibration-examples", "16"]
     answer = json.loads(collab_hf("compress", model, "-o", out, *arguments).out)
     assert answer["whole"]["operations_after"] <= 0.6 * answer["whole"]["operations_before"]
     assert answer["recovery"]["steps"] == 4

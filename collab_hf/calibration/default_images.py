@@ -47,17 +47,28 @@ def default_images(count: int = 64, size: int = 256, seed: int = 0) -> list[Imag
     Raises:
         CalibrationError: count or size below its minimum.
     """
-    import PIL.Image  # here, since text needs no PIL
-
     if count < 1 or size < 16:
         raise CalibrationError(f"default images need count >= 1 and size >= 16, got {count} and {size}")
+    return [default_image(index, size, seed) for index in range(count)]
+
+
+def default_image(index: int, size: int = 256, seed: int = 0) -> Image:
+    """Generate one of them.
+
+    Args:
+        index: which one, from 0.
+        size: height and width in pixels.
+        seed: as above.
+
+    Returns:
+        The image.
+    """
+    import PIL.Image  # here, since text needs no PIL
+
     scenes = (_landscape, _built, _subject)
-    pictures = []
-    for index in range(count):
-        rng = np.random.default_rng((seed, index))
-        canvas = scenes[index % len(scenes)](size, palette(rng), rng)
-        pictures.append(PIL.Image.fromarray(_developed(canvas, rng)))
-    return pictures
+    rng = np.random.default_rng((seed, index))
+    canvas = scenes[index % len(scenes)](size, palette(rng), rng)
+    return PIL.Image.fromarray(_developed(canvas, rng))
 
 
 def _landscape(size: int, colours: Array, rng: Generator) -> Array:

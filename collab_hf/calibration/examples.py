@@ -2,23 +2,51 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import CalibrationError
+from ..progress import stage
+from .conventions import asks_questions, decoder_start, length_limit, with_padding
+from .foreign_text import warn_of_foreign_text
+from .picked import Picked
 from .sources import DEFAULT, open_image, read_images, read_texts
 
-# Of the default text's characters, the tokenizer of minilm keeps all, one for reactions (SMILES) 0.29, one
-# for proteins 0.02.
-_KEPT_BY_TEXT_TOKENIZERS = 0.5
-# Enough to tell: the first 64 of the default texts give the same share within 0.02.
-_TEXTS_LOOKED_AT = 64
+
+@dataclass(frozen=True)
+class Examples:
+    """What a model can read.
+
+    Attributes:
+        texts: none for a model of images.
+        images: items for `open_image`; none for a model of text.
+    """
+
+    texts: Sequence[str] = ()
+    images: Sequence[Any] = ()
+
+    def __len__(self) -> int:
+        """How many; of the side that has more, where there are both."""
+        return max(len(self.texts), len(self.images))
+
+    def at_most(self, count: int, seed: int) -> Examples:
+        """A sample of them.
+
+        Args:
+            count: of each side, at most.
+            seed: of the sampling.
+
+        Returns:
+            The same where there are no more.
+        """
+        texts, images = (Picked.some(side, count, seed) for side in (self.texts, self.images))
+        return Examples(texts, images)
 
 
 class ExampleBatches:
@@ -36,6 +64,7 @@ class ExampleBatches:
         batch_size: texts (without texts: images) per batch, >= 1.
         max_length: tokens that a text is cut to, >= 1.
         decoder_start: token id that the decoder's input starts with; None for a model without decoder.
+        as_questions: make each text a question with one choice, of shape (texts, 1, tokens).
     """
 
     def __init__(
@@ -48,6 +77,7 @@ class ExampleBatches:
         batch_size: int,
         max_length: int,
         decoder_start: int | None = None,
+        as_questions: bool = False,
     ) -> None:
         self.texts = list(texts)
         if self.texts:  # by tokens: by characters, a quarter of what the model reads would be padding
@@ -59,6 +89,7 @@ class ExampleBatches:
         self._image_processor = image_processor
         self._max_length = max_length
         self._decoder_start = decoder_start
+        self._as_questions = as_questions
         self._length = math.ceil((len(texts) or len(images)) / batch_size)
 
     def __len__(self) -> int:
@@ -73,8 +104,21 @@ class ExampleBatches:
                 batch.update(self._text_inputs(self._share(len(self.texts), number)))
             if len(self.images):
                 pictures = [open_image(self.images, index) for index in self._share(len(self.images), number)]
-                batch.update(self._image_processor(images=pictures, return_tensors="pt"))
+                batch.update(self._image_inputs(pictures))
             yield batch
+
+    def _image_inputs(self, pictures: list[Any]) -> dict[str, Tensor]:
+        try:
+            return dict(self._image_processor(images=pictures, return_tensors="pt"))
+        except ValueError as error:
+            sizes = sorted({picture.size for picture in pictures})
+            if len(sizes) < 2:
+                raise
+            (w, h), (v, g) = sizes[0], sizes[-1]
+            raise CalibrationError(
+                f"the image processor leaves images as large as they are, and they differ, such as {w}x{h} "
+                f"and {v}x{g}; give images of one size, or let preprocessor_config.json resize"
+            ) from error
 
     def _share(self, count: int, number: int) -> range:
         """Indices of batch `number` when count examples are spread over all batches; at least one index."""
@@ -98,6 +142,8 @@ class ExampleBatches:
             # The decoder reads the same text, shifted right by its start token as in teacher forcing.
             inputs["decoder_input_ids"] = _shifted(inputs["input_ids"], self._decoder_start)
             inputs["decoder_attention_mask"] = _shifted(inputs["attention_mask"], 1)
+        if self._as_questions:
+            return {name: value.unsqueeze(1) for name, value in inputs.items()}
         return inputs
 
 
@@ -132,36 +178,60 @@ def load_batches(
     Warns:
         UserWarning: the default text is not what the tokenizer was made for.
     """
-    for name, value in (
-        ("batch_size", batch_size),
-        ("max_length", max_length),
-        ("max_examples", max_examples),
-    ):
-        if value < 1:
-            raise CalibrationError(f"{name} must be at least 1, got {value}")
-    tokenizer, image_processor = _parts(processor)
+    if max_examples < 1:
+        raise CalibrationError(f"max_examples must be at least 1, got {max_examples}")
+    if isinstance(source, str | Path):
+        stage(f"Reading examples: {source}")
+    tokenizer, image_processor = parts_of(processor)
     texts: Sequence[str] = []
     images: Sequence[Any] = []
     if tokenizer is not None and image_processor is not None:
         texts, images = _read_both(source, max_examples, seed)
     elif tokenizer is not None:
         texts = read_texts(source, max_examples, seed)
-        if isinstance(source, str) and source == DEFAULT:
-            _warn_of_foreign_text(tokenizer, texts[:_TEXTS_LOOKED_AT])
+        if is_default(source):
+            warn_of_foreign_text(tokenizer, texts)
     else:
         images = read_images(source, max_examples, seed)
+    sizes = {"batch_size": batch_size, "max_length": max_length}
+    return batches_of(Examples(texts, images), processor, config=config, **sizes)
+
+
+def batches_of(
+    examples: Examples, processor: Any, *, config: Any = None, batch_size: int = 32, max_length: int = 128
+) -> ExampleBatches:
+    """Batches of examples that are read already.
+
+    Args:
+        examples: at least one.
+        processor: as for `load_batches`.
+        config: likewise.
+        batch_size: examples per batch, >= 1.
+        max_length: tokens per text, >= 1; less where the tokenizer or the model takes less.
+
+    Returns:
+        The batches.
+
+    Raises:
+        CalibrationError: a number out of its range, or a processor that is neither for text nor for images.
+    """
+    for name, value in (("batch_size", batch_size), ("max_length", max_length)):
+        if value < 1:
+            raise CalibrationError(f"{name} must be at least 1, got {value}")
+    tokenizer, image_processor = parts_of(processor)
     return ExampleBatches(
-        texts,
-        images,
-        _with_padding(tokenizer),
+        examples.texts,
+        examples.images,
+        with_padding(tokenizer),
         image_processor,
         batch_size=batch_size,
-        max_length=_length_limit(max_length, tokenizer, config),
-        decoder_start=_decoder_start(config) if texts else None,
+        max_length=length_limit(max_length, tokenizer, config),
+        decoder_start=decoder_start(config) if examples.texts else None,
+        as_questions=asks_questions(config),
     )
 
 
-def _parts(processor: Any) -> tuple[Any, Any]:
+def parts_of(processor: Any) -> tuple[Any, Any]:
     """Tokenizer and image processor inside a processor, None for what it lacks."""
     names = getattr(processor, "model_input_names", ())
     text, pictures = "input_ids" in names, "pixel_values" in names
@@ -188,56 +258,9 @@ def _read_both(source: Any, max_examples: int, seed: int) -> tuple[Sequence[str]
         return texts, read_images(DEFAULT, max_examples, seed)
 
 
-def _warn_of_foreign_text(tokenizer: Any, texts: Sequence[str]) -> None:
-    """Warn where the tokens do not spell the texts.
-
-    Neither unknown tokens nor characters per token would tell: a SMILES tokenizer drops what it doesn't know.
-    """
-    ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    kept = sum(_letters(tokenizer.decode(row, skip_special_tokens=True)) for row in ids)
-    share = kept / sum(map(_letters, texts))
-    if share < _KEPT_BY_TEXT_TOKENIZERS:
-        warnings.warn(
-            f"the default text does not suit this model: its tokenizer keeps {share:.0%} of the "
-            "characters; give examples of your own, with --calibration or --data on the command line",
-            stacklevel=3,
-        )
-
-
-def _letters(text: str) -> int:
-    return len("".join(text.split()))
-
-
-def _with_padding(tokenizer: Any) -> Any:
-    """The tokenizer, or where it has no padding token (GPT-2) a copy that pads with its end-of-text token."""
-    if tokenizer is None or tokenizer.pad_token is not None:
-        return tokenizer
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token  # masked, so any token will do
-    return tokenizer
-
-
-def _length_limit(max_length: int, tokenizer: Any, config: Any) -> int:
-    """max_length, or less where the tokenizer or the position embeddings end earlier."""
-    limits = [max_length, getattr(tokenizer, "model_max_length", max_length)]
-    if config is not None:
-        positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-        if positions is not None:
-            limits.append(positions - 2)  # RoBERTa and its kin number positions from padding_idx + 1 = 2
-    return max(1, min(limits))
-
-
-def _decoder_start(config: Any) -> int | None:
-    """First token of the decoder's input, None for a model without decoder."""
-    if not getattr(config, "is_encoder_decoder", False):
-        return None
-    start = getattr(config, "decoder_start_token_id", None)
-    if start is None:
-        raise CalibrationError(
-            "an encoder-decoder model needs decoder_start_token_id in its configuration to be calibrated on "
-            "plain text; set it, or pass batches of model inputs"
-        )
-    return int(start)
+def is_default(source: Any) -> bool:
+    """Whether a source is what ships with the package."""
+    return isinstance(source, str) and source == DEFAULT
 
 
 def _shifted(rows: Tensor, first: int) -> Tensor:

@@ -17,6 +17,8 @@ from ..errors import CalibrationError
 
 DEFAULT = "default"
 DEFAULT_TEXT_FILE = Path(__file__).with_name("calibration.txt")
+# Generated images that stand for a user's; more were hardly better (`default_images`).
+DEFAULT_IMAGES = 64
 
 # Files that hold columns, by suffix, with the loader of the datasets library and its options. Tab-separated
 # files have no quoting (IANA text/tab-separated-values), so a lone quotation mark must not swallow the lines
@@ -63,7 +65,7 @@ def read_texts(source: Any, max_examples: int, seed: int) -> list[str]:
         if path.is_file() and path.suffix.lower() not in _TABLES:
             return _lines(path, max_examples, seed)
         return _text_columns(_load_dataset(source), str(source), max_examples, seed)
-    if _is_dataset(source):
+    if is_dataset(source):
         return _text_columns(source, "the data set", max_examples, seed)
     items = _as_list(source)
     wrong = next((item for item in items if not isinstance(item, str)), None)
@@ -92,7 +94,7 @@ def read_images(source: Any, max_examples: int, seed: int) -> Sequence[Any]:
         if source == DEFAULT:
             from .default_images import default_images  # here, since it needs PIL
 
-            return default_images(count=min(max_examples, 64))
+            return default_images(count=min(max_examples, DEFAULT_IMAGES))
         path = Path(source).expanduser()
         if path.is_file() and path.suffix.lower() not in _TABLES:
             raise CalibrationError(f"this model reads images, but {path} is a file; pass a folder of images")
@@ -103,7 +105,7 @@ def read_images(source: Any, max_examples: int, seed: int) -> Sequence[Any]:
             if files:
                 return _some(files, str(path), max_examples, seed)
         return _image_column(_load_dataset(source), str(source), max_examples, seed)
-    if _is_dataset(source):
+    if is_dataset(source):
         return _image_column(source, "the data set", max_examples, seed)
     items = _as_list(source)
     wrong = next((item for item in items if not hasattr(item, "convert")), None)
@@ -152,7 +154,7 @@ def _lines(path: Path, max_examples: int, seed: int) -> list[str]:
             yield from (line.strip() for line in file if line.strip())
 
     try:
-        chosen = set(_indices(sum(1 for _ in lines()), max_examples, seed))
+        chosen = set(sample(sum(1 for _ in lines()), max_examples, seed))
         texts = [line for number, line in enumerate(lines()) if number in chosen]
     except UnicodeDecodeError as error:
         raise CalibrationError(
@@ -202,7 +204,7 @@ def _text_columns(dataset: Any, name: str, max_examples: int, seed: int) -> list
         )
     first = dataset.select(range(min(len(dataset), _ROWS_LOOKED_AT)))
     prose = [c for c in strings if len(set(first[c])) > max(1, _DISTINCT_SHARE * len(first))]
-    rows = dataset.select(_indices(len(dataset), max_examples, seed))
+    rows = dataset.select(sample(len(dataset), max_examples, seed))
     columns = [rows[c] for c in prose or strings]
     texts = [text.strip() for row in zip(*columns, strict=True) for text in row if text and text.strip()]
     return _some(texts, name, max_examples, seed)
@@ -215,13 +217,13 @@ def _image_column(dataset: Any, name: str, max_examples: int, seed: int) -> Sequ
         raise CalibrationError(
             f"{name} has no image column, only {', '.join(dataset.features) or 'none at all'}"
         )
-    images: Sequence[Any] = dataset.select(_indices(len(dataset), max_examples, seed))[column]
+    images: Sequence[Any] = dataset.select(sample(len(dataset), max_examples, seed))[column]
     if len(images) == 0:
         raise CalibrationError(f"{name} holds no example")
     return images
 
 
-def _is_dataset(source: Any) -> bool:
+def is_dataset(source: Any) -> bool:
     """Whether source is a `datasets.Dataset`, known by what is used of it, to import nothing."""
     return all(hasattr(source, name) for name in ("features", "select", "__len__"))
 
@@ -236,10 +238,10 @@ def _some(examples: list[Any], name: str, max_examples: int, seed: int) -> list[
     """A sample of examples, at least one."""
     if not examples:
         raise CalibrationError(f"{name} holds no example")
-    return [examples[index] for index in _indices(len(examples), max_examples, seed)]
+    return [examples[index] for index in sample(len(examples), max_examples, seed)]
 
 
-def _indices(count: int, max_examples: int, seed: int) -> list[int]:
+def sample(count: int, max_examples: int, seed: int) -> list[int]:
     """Sorted indices below count, at most max_examples of them."""
     if count <= max_examples:
         return list(range(count))

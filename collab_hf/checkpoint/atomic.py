@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..modeling.errors import CheckpointError
+from ..progress import stage
 
 # Longer names leave no room for what a scratch directory adds to them (most file systems allow 255 bytes).
 _LONGEST_NAME = 180
@@ -67,6 +68,7 @@ def new_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         CheckpointError: path exists and overwrite is False or it is no checkpoint, or it can't be written.
     """
     check_output(path, overwrite=overwrite)
+    stage(f"Writing {path}")
     path = _real(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,9 @@
 """Load a checkpoint in a process of its own and write what it answers; run by path, not imported.
 
-    python -P fresh_load.py package|code DIR INPUTS OUTPUTS
+    python -P fresh_load.py package|code|stock DIR INPUTS OUTPUTS DEVICE
 
-`package` imports collab_hf; `code` behaves as if it were not installed and lets the code in DIR run. INPUTS
+`package` imports collab_hf; `code` behaves as if it were not installed and lets the code in DIR run; `stock`
+lets no code but transformers' run. INPUTS
 holds tensors named `<batch>.<input>`, OUTPUTS gets the model's first output of every batch.
 """
 
@@ -15,14 +16,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 
-def main(route: str, directory: str, inputs: str, outputs: str) -> None:
+def main(route: str, directory: str, inputs: str, outputs: str, device: str) -> None:
     """Load, run and write.
 
     Args:
-        route: `package` or `code`.
+        route: `package`, `code` or `stock`.
         directory: the checkpoint.
         inputs: a safetensors file.
         outputs: the safetensors file to write.
+        device: where the model runs.
     """
     if route == "package":
         import collab_hf  # noqa: F401
@@ -35,15 +37,19 @@ def main(route: str, directory: str, inputs: str, outputs: str) -> None:
     trusted = {"trust_remote_code": route == "code"}
     config = transformers.AutoConfig.from_pretrained(directory, **trusted)
     eager = {"attn_implementation": "eager"} if getattr(config, "output_attentions", False) else {}
-    model = auto_class(config).from_pretrained(directory, **trusted, **eager)
-    save_file(run_batches(model, load_file(inputs)), outputs)
+    auto = auto_class(config)
+    if auto is transformers.AutoBackbone:  # its own from_pretrained asks the Hub, for a directory too
+        auto = type(auto.from_config(config, **trusted))
+        trusted = {}
+    model = auto.from_pretrained(directory, **trusted, **eager)
+    save_file(run_batches(model.to(device), load_file(inputs)), outputs)
 
 
 def auto_class(config: Any) -> Any:
     """The Auto class of the task head that a compressed checkpoint was saved with.
 
     Args:
-        config: a collaborative config.
+        config: of the checkpoint.
 
     Returns:
         A class of transformers.
@@ -52,6 +58,8 @@ def auto_class(config: Any) -> Any:
 
     saved = (config.architectures or [""])[0]
     references = getattr(config, "auto_map", None) or {}
+    if not references and hasattr(transformers, saved):
+        return getattr(transformers, saved)  # of the host's own class
     names = [name for name, reference in references.items() if reference.rpartition(".")[2] == saved]
     return next((getattr(transformers, n) for n in names if hasattr(transformers, n)), transformers.AutoModel)
 
@@ -73,7 +81,15 @@ def run_batches(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch
             tensor.to(model.device, model.dtype) if tensor.is_floating_point() else tensor.to(model.device)
         )
     with torch.inference_mode():
-        return {number: model(**batch)[0].float().cpu().contiguous() for number, batch in batches.items()}
+        return {
+            number: _first(model(**batch)).float().cpu().contiguous() for number, batch in batches.items()
+        }
+
+
+def _first(output: Any) -> torch.Tensor:
+    """The first output; a backbone's is a tuple of feature maps, of which the last one saw most layers."""
+    first: torch.Tensor = output[0][-1] if isinstance(output[0], tuple) else output[0]
+    return first
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from transformers import (
 
 from ..modeling import modeling_collab
 from ..modeling.errors import CheckpointError, CollabError
-from ..registration import register
 from .former_heads import with_pruned_heads
 from .precheck import check_local, explain_json, explain_pickles
 from .precheck import one_sentence as one_sentence
@@ -69,7 +68,6 @@ def load_model(
         CheckpointError: the checkpoint is absent, corrupt, quantised, of an unknown architecture, lacks
             weights, or has weights that its class does not read.
     """
-    register()
     where = {"subfolder": subfolder, **_find(name, revision, subfolder, token)}
     where["trust_remote_code"] = trust_remote_code
     local = Path(name) / subfolder if is_local(name) else None
@@ -126,7 +124,6 @@ def load_processor(name: str | Path, **where: Any) -> Any:
     Raises:
         CheckpointError: the checkpoint's directory has files of one that can't be read.
     """
-    register()
     reasons = []
     for auto in (AutoTokenizer, AutoImageProcessor):
         try:
@@ -177,7 +174,7 @@ def _model_class(config: PreTrainedConfig, name: str, backbone: bool, trusted: b
     if backbone or not saved:
         return AutoModel
     home = modeling_collab if saved.startswith("Collab") else transformers
-    found = getattr(home, saved, None)
+    found = getattr(home, saved, None) or modeling_collab.own_class(saved)
     if isinstance(found, type) and issubclass(found, PreTrainedModel):
         return found
     references = getattr(config, "auto_map", None) or {}
@@ -187,8 +184,8 @@ def _model_class(config: PreTrainedConfig, name: str, backbone: bool, trusted: b
             if str(reference).rpartition(".")[2] == saved and hasattr(transformers, auto):
                 return getattr(transformers, auto)
     raise CheckpointError(
-        f"{name} was saved from {saved}, which transformers does not know; backbone=True (--backbone) loads "
-        "it without its task head"
+        f"{name} was saved from {saved}, which transformers does not know; import what defines "
+        f"{saved.removeprefix('Collab')} first, or leave out its task head by backbone=True (--backbone)"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import tempfile
 import warnings
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from transformers.utils.generic import ModelOutput
 
 from ..errors import ExportError
 from ..host.inputs import Inputs, evaluating, example_inputs
+from ..progress import stage
 
 # Largest difference of an output, relative to the largest value of it, that float32 is allowed; seen: 2e-6.
 TOLERANCE = 1e-4
@@ -60,7 +62,7 @@ class _Plain(nn.Module):
         self.model, self.inputs, self.outputs = model, inputs, outputs
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
-        result = self.model(**dict(zip(self.inputs, values, strict=True)))
+        result = self.model(**dict(zip(self.inputs, values, strict=True)), return_dict=True)
         return tuple(result[name] for name in self.outputs)
 
 
@@ -81,12 +83,14 @@ def export_onnx(model: PreTrainedModel, file: Path, *, int8: bool = False) -> On
             outputs are not torch's.
     """
     _check_packages()
+    stage("Tracing the graph")
     inputs = example_inputs(model, batch=2, length=16)
     outputs = _output_names(model, inputs)
     names = tuple(inputs)
     with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=_made(file.parent)) as scratch:
         graph = Path(scratch) / "model.onnx"
         _trace(model, inputs, outputs, graph)
+        stage("Comparing the graph with torch")
         other = example_inputs(model, batch=3, length=29)
         difference = _difference(model, other, outputs, graph)
         if difference > TOLERANCE:
@@ -119,8 +123,11 @@ def _made(folder: Path) -> Path:
 
 def _output_names(model: PreTrainedModel, inputs: Inputs) -> tuple[str, ...]:
     with evaluating(model), torch.no_grad():
-        result: ModelOutput = model(**inputs)
-    return tuple(name for name, value in result.items() if isinstance(value, Tensor))
+        result: ModelOutput = model(**inputs, return_dict=True)
+    names = tuple(name for name, value in result.items() if isinstance(value, Tensor))
+    if not names:
+        raise ExportError(f"{type(model).__name__} gives no tensors, only {', '.join(result)}")
+    return names
 
 
 def _trace(model: PreTrainedModel, inputs: Inputs, outputs: tuple[str, ...], file: Path) -> None:
@@ -129,6 +136,7 @@ def _trace(model: PreTrainedModel, inputs: Inputs, outputs: tuple[str, ...], fil
     shapes = tuple({0: batch, 1: length} if text else {0: batch} for _ in inputs)
     plain = _Plain(model, tuple(inputs), outputs)
     plain.train(model.training)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it says which libraries are not installed
     with evaluating(model), warnings.catch_warnings(), torch.no_grad():
         # The exporter speaks of its own parts; what matters is checked below.
         warnings.simplefilter("ignore")
@@ -155,7 +163,7 @@ def _difference(model: PreTrainedModel, inputs: Inputs, outputs: tuple[str, ...]
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     found = session.run(list(outputs), {name: value.numpy() for name, value in inputs.items()})
     with evaluating(model), torch.no_grad():
-        expected = model(**inputs)
+        expected = model(**inputs, return_dict=True)
     worst = 0.0
     for name, array in zip(outputs, found, strict=True):
         reference = expected[name]

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from ..files import OWN_FILES, belongings
+from ..files import OWN_FILES, REPORT_FILE, belongings
 from ..modeling.errors import CheckpointError
 from .atomic import check_output as check_output
 from .atomic import new_directory as new_directory
@@ -23,11 +23,18 @@ _CLASS_ENTRIES = {
     "tokenizer_config.json": ("tokenizer_class",),
     "preprocessor_config.json": ("image_processor_type", "feature_extractor_type", "processor_class"),
 }
+# Larger checkpoints are cut into files of this size, which the Hub takes and others load one by one.
+SHARD_SIZE = "5GB"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 
 
 def save_checkpoint(
-    model: PreTrainedModel, directory: Path, *, original: str | Path, processor: Any = None
+    model: PreTrainedModel,
+    directory: Path,
+    *,
+    original: str | Path,
+    processor: Any = None,
+    heir: bool = False,
 ) -> None:
     """Write a compressed model as a checkpoint, with what belongs to the original beside it.
 
@@ -38,33 +45,48 @@ def save_checkpoint(
             sentence-transformers modules, licence) is taken over.
         processor: tokenizer or image processor to save where the original is not local, or does not say
             which class reads its files; None to load it from there.
+        heir: whether recipe and reports of a portable original are the model's too.
 
     Raises:
         CheckpointError: the disk is full or not writable.
     """
     try:
-        if Path(original).is_dir():
-            take_over(Path(original), directory, own=bool(getattr(model.config, "collab", None)))
-            if _names_no_class(directory):
-                processor = processor or load_processor(original)
-                _save_beside(processor, directory)
-        elif processor is not None:
-            processor.save_pretrained(directory)
-        model.save_pretrained(directory)
+        ours = bool(getattr(model.config, "collab", None)) and _is_compressed(Path(original))
+        save_belongings(directory, original=original, processor=processor, own=ours or heir)
+        model.save_pretrained(directory, max_shard_size=SHARD_SIZE)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write the checkpoint: {one_sentence(error)}") from error
 
 
-def take_over(original: Path, directory: Path, *, own: bool = True) -> None:
+def save_belongings(
+    directory: Path, *, original: str | Path, processor: Any = None, own: bool = False
+) -> None:
+    """Write what belongs to a model besides its config, weights and code.
+
+    Args:
+        directory: where it goes.
+        original: as for `save_checkpoint`.
+        processor: as for `save_checkpoint`.
+        own: whether recipe and reports come along.
+    """
+    if Path(original).is_dir():
+        take_over(Path(original), directory, own=own)
+        if _names_no_class(directory):
+            _save_beside(processor or load_processor(original), directory)
+    elif processor is not None:
+        processor.save_pretrained(directory)
+
+
+def take_over(original: Path, directory: Path, *, own: bool) -> None:
     """Copy what belongs to a model besides its config, weights and code, contents alone.
 
     Args:
         original: the checkpoint that has it.
         directory: where it goes; rights are those of any new file.
-        own: whether recipe and reports come along where the original is compressed itself.
+        own: whether recipe and reports come along.
     """
     files = belongings(original)
-    if own and _is_compressed(original):
+    if own:
         files |= {name: original / name for name in OWN_FILES if (original / name).is_file()}
     for name, file in files.items():
         target = directory / name
@@ -90,6 +112,18 @@ def _save_beside(processor: Any, directory: Path) -> None:
     for file, content in kept.items():
         if file.name not in _CLASS_ENTRIES:
             file.write_bytes(content)
+
+
+def is_portable(directory: Path) -> bool:
+    """Whether a checkpoint of ours is of the host's own class, as its report says.
+
+    Args:
+        directory: the checkpoint.
+
+    Returns:
+        False where there is no report.
+    """
+    return bool((_entries(directory / REPORT_FILE) or {}).get("portable"))
 
 
 def _is_compressed(directory: Path) -> bool:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,13 @@ from ..modeling.errors import CheckpointError
 from ..modeling.families import relative_name
 from ..modeling.mixing import SelectionMixing
 from ..modeling.modeling_collab import changed_modules
+from ..progress import stage
 from . import fresh_load
 from .fresh_processes import check_fresh
 from .known_code import origin_of_code
 from .load import load_model
 from .precheck import one_sentence
+from .save import is_portable
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Verification:
             where no version of collab_hf had that code and it was not allowed to run.
         difference: from the original's outputs; None where no original was given.
         former_code: whether the code that it ships is a former version's.
+        portable: whether it is of the host's own class; then qk_parameters counts all that it has.
     """
 
     layers: int
@@ -63,6 +67,7 @@ class Verification:
     code_loads: bool | None
     difference: Difference | None
     former_code: bool = False
+    portable: bool = False
 
 
 def verify_checkpoint(
@@ -78,8 +83,9 @@ def verify_checkpoint(
     Args:
         directory: the checkpoint.
         batches: inputs to compare outputs on.
-        model: the checkpoint as `load_model` gives it on the CPU; None to load it here.
-        original: the model that was compressed, on the CPU in eval mode, to compare with.
+        model: the checkpoint as `load_model` gives it; None to load it here. Its device is that of the fresh
+            processes too.
+        original: the model that was compressed, in eval mode, to compare with.
         trust_remote_code: whether the code in the checkpoint may run where no version of collab_hf had it.
 
     Returns:
@@ -92,12 +98,15 @@ def verify_checkpoint(
     """
     if model is None:
         model = load_model(directory, trust_remote_code=trust_remote_code)
+    if is_portable(directory):
+        return _verify_portable(directory, model, batches, original)
     layers = _check_layers(model, directory)
     inputs = _inputs(model, batches)
     outputs = _run(model, inputs)
+    stage("Loading it in fresh processes")
     origin = origin_of_code(directory)
     routes = ("package",) if origin == "foreign" and not trust_remote_code else ("package", "code")
-    check_fresh(directory, routes, inputs, outputs, former=origin == "former")
+    check_fresh(directory, routes, inputs, outputs, former=origin == "former", device=str(model.device))
     smaller = [module for _, module in changed_modules(model) if not isinstance(module, CollabAttention)]
     tensors = [t for layer in layers for t in _factors(layer).values()]
     inside = {id(m) for layer in layers for m in layer.modules()}
@@ -112,6 +121,30 @@ def verify_checkpoint(
         for module in model.modules()
     )
     return Verification(changed, len(tensors), trained, True, code_loads, difference, origin == "former")
+
+
+def _verify_portable(
+    directory: Path,
+    model: PreTrainedModel,
+    batches: Iterable[Mapping[str, Tensor]],
+    original: PreTrainedModel | None,
+) -> Verification:
+    """A checkpoint of the host's own class: its size, and that it loads with transformers alone."""
+    _check_finite(model, directory)
+    found, wanted = sum(p.numel() for p in model.parameters()), _report(directory)["parameters_after"]
+    if found != wanted:
+        raise CheckpointError(f"{directory} has {found} parameters, {REPORT_FILE} says {wanted}")
+    inputs = _inputs(model, batches)
+    outputs = _run(model, inputs)
+    check_fresh(directory, ("package", "stock"), inputs, outputs)
+    difference = None if original is None else compare_outputs(outputs, _run(original, inputs), inputs)
+    return Verification(0, 0, found, True, True, difference, portable=True)
+
+
+def _check_finite(model: PreTrainedModel, directory: Path) -> None:
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise CheckpointError(f"{name} in {directory} is not finite")
 
 
 def compare_outputs(
@@ -173,9 +206,7 @@ def _run(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def _check_layers(model: PreTrainedModel, directory: Path) -> list[CollabAttention]:
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise CheckpointError(f"{name} in {directory} is not finite")
+    _check_finite(model, directory)
     named = {n: m for n, m in model.named_modules() if isinstance(m, CollabAttention)}
     if not any(True for _ in changed_modules(model)):
         raise CheckpointError(f"{directory} is not compressed: it has no collaborative layer")
@@ -214,15 +245,27 @@ def _within(index: Tensor, least: int, end: int) -> bool:
     return bool(((index >= least) & (index < end)).all())
 
 
+def _report(directory: Path) -> dict[str, Any]:
+    """The report that `collab-hf compress` left; empty where there is none."""
+    path = directory / REPORT_FILE
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not a report of collab_hf: {error}") from error
+    return found if isinstance(found, dict) else {}
+
+
 def _check_report(layers: list[CollabAttention], directory: Path) -> None:
     """Compare with the report that `collab-hf compress` left, if any."""
     path = directory / REPORT_FILE
     if not path.is_file():
         return
     try:
-        reported = json.loads(path.read_text(encoding="utf-8"))["layers"]
+        reported = _report(directory)["layers"]
         wanted = sum(row["qk_parameters_after"] for row in reported if row["method"] != "dense")
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not a report of collab_hf: {error}") from error
     found = sum(t.numel() for layer in layers for t in _factors(layer).values() if t.is_floating_point())
     if found != wanted:

@@ -20,7 +20,6 @@ from collab_hf.errors import HubError
 from collab_hf.modeling.errors import CollabError
 
 app = typer.Typer(
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Make pretrained Transformers smaller, and check the result.",

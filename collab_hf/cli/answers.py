@@ -6,14 +6,19 @@ import json
 import os
 import sys
 import warnings
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from logging import DEBUG, INFO, WARNING, Handler, LogRecord
 from typing import Any
 
 import typer
+from tqdm import tqdm
 from typer.core import TyperCommand
 
 from collab_hf.layout import table as table
+from collab_hf.modeling.errors import ConfigError
+from collab_hf.progress import logger
 from collab_hf.registration.versions import check_versions
 
 
@@ -31,15 +36,47 @@ class Answer:
 
 
 class AnsweringCommand(TyperCommand):
-    """A command whose function returns an `Answer`; whatever else it prints goes to stderr."""
+    """A command whose function returns an `Answer`; whatever else it prints goes to stderr.
+
+    What it says while it works follows its options quiet and verbose.
+    """
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         """Run the command's function and print its answer on stdout."""
+        level = _loudness(ctx.params["quiet"], ctx.params["verbose"])
         check_versions()
-        with redirect_stdout(sys.stderr):
+        with _said(level), redirect_stdout(sys.stderr):
             answer: Answer = super().invoke(ctx)
         typer.echo(json.dumps(answer.values, allow_nan=False) if ctx.params["as_json"] else answer.text)
         return answer
+
+
+def _loudness(quiet: bool, verbose: bool) -> int:
+    """Level of the log that the options ask for."""
+    if quiet and verbose:
+        raise ConfigError("give --quiet or --verbose, not both")
+    return WARNING if quiet else DEBUG if verbose else INFO
+
+
+class _Lines(Handler):
+    """Prints the log on stderr, above a progress bar if there is one."""
+
+    def emit(self, record: LogRecord) -> None:
+        """Print one line."""
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+@contextmanager
+def _said(level: int) -> Iterator[None]:
+    """Print the package's log inside the with block."""
+    lines, former = _Lines(), logger.level
+    logger.addHandler(lines)
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.removeHandler(lines)
+        logger.setLevel(former)
 
 
 def start_reporting() -> bool:
@@ -48,7 +85,7 @@ def start_reporting() -> bool:
     Warnings and errors are one sentence each.
 
     Returns:
-        Whether to draw progress bars: on a terminal alone, in the libraries too.
+        Whether to report progress: by bars on a terminal, the libraries' too, else in lines.
     """
     from huggingface_hub.utils.tqdm import disable_progress_bars
     from transformers.utils import logging
@@ -57,10 +94,11 @@ def start_reporting() -> bool:
 
     register()
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-    watched = sys.stderr.isatty()
-    logging.set_verbosity_error()
-    if not watched:
+    if not logger.isEnabledFor(DEBUG):
+        logging.set_verbosity_error()
+    heard = logger.isEnabledFor(INFO)
+    if not heard or not sys.stderr.isatty():
         logging.disable_progress_bar()
         disable_progress_bars()
         os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # read when datasets is imported, later
-    return watched
+    return heard

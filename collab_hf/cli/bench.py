@@ -13,12 +13,15 @@ from collab_hf.cli import options
 from collab_hf.cli.answers import Answer, start_reporting, table
 from collab_hf.hub.source import Loading
 from collab_hf.modeling.errors import ConfigError
+from collab_hf.progress import stage
+from collab_hf.ranges import check_above
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from collab_hf.measure.bench import Case, Measurement
 
+_DTYPES = ("float32", "bfloat16", "float16")
 EXAMPLE = "Example: collab-hf bench bert-quarter --against bert-base-uncased --lengths 16,128,512"
 
 
@@ -44,9 +47,16 @@ def bench(
     ] = None,
     device: options.Device = "cpu",
     trust_remote_code: options.TrustRemoteCode = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     as_json: options.AsJson = False,
 ) -> Answer:
     """Time the checkpoint in DIR and its original, taking turns."""
+    sizes, dtypes = _numbers("--batch-sizes", batch_sizes), _dtypes(dtype)
+    if lengths is not None:
+        _numbers("--lengths", lengths)
+    counts = None if threads is None else _numbers("--threads", threads)
+    check_above("--seconds", seconds)
     import torch
 
     from collab_hf.measure.bench import Case, bench_models, check_case
@@ -55,11 +65,7 @@ def bench(
 
     if plot is not None:
         check_plotting(plot)
-    wanted = (
-        _numbers("--batch-sizes", batch_sizes),
-        dtype.split(","),
-        [torch.get_num_threads()] if threads is None else _numbers("--threads", threads),
-    )
+    wanted = sizes, dtypes, counts or [torch.get_num_threads()]
     start_reporting()
     loading = Loading(device=device, trust_remote_code=trust_remote_code)
     original, compressed = loading.model(against), loading.model(directory)
@@ -100,11 +106,16 @@ def _numbers(option: str, text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+def _dtypes(text: str) -> list[str]:
+    found = text.split(",")
+    wrong = [name for name in found if name not in _DTYPES]
+    if wrong:
+        raise ConfigError(f"dtype must be float32, bfloat16 or float16, got {wrong[0]!r}")
+    return found
+
+
 def _announce(case: Case) -> None:
-    typer.echo(
-        f"timing batch {case.batch_size}, length {case.length}, {case.dtype}, {case.threads} threads",
-        err=True,
-    )
+    stage(f"Timing batch {case.batch_size}, length {case.length}, {case.dtype}, {case.threads} threads")
 
 
 def _describe(found: list[Measurement]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,11 +12,13 @@ from collab_hf.cli import compress_options as asked
 from collab_hf.cli import options
 from collab_hf.cli.answers import Answer, start_reporting
 from collab_hf.cli.heal import describe_recovery
+from collab_hf.hub.names import check_id
 from collab_hf.hub.source import Loading
 from collab_hf.modeling.errors import ConfigError
 
 if TYPE_CHECKING:
     from collab_hf.recipe import Recipe
+    from collab_hf.surgery.pipeline import CompressedCheckpoint
 
 EXAMPLE = (
     "Example: collab-hf compress bert-base-uncased -o bert-quarter --budget 0.25; "
@@ -55,6 +58,8 @@ def compress(
     params: asked.Params = None,
     size: asked.Size = None,
     parts: asked.PartNames = None,
+    vocabulary_from: asked.VocabularyFrom = None,
+    portable: asked.Portable = False,
     length: asked.Length = None,
     batch_size: asked.BatchSize = None,
     attention: asked.Attention = None,
@@ -65,6 +70,7 @@ def compress(
     ] = None,
     calibration: asked.Calibration = None,
     calibration_examples: asked.CalibrationExamples = None,
+    shipped_share: options.ShippedShare = None,
     reconstruct_steps: asked.ReconstructSteps = None,
     heal_steps: asked.HealSteps = None,
     heal_minutes: asked.HealMinutes = None,
@@ -79,6 +85,8 @@ def compress(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing checkpoint DIR.")
     ] = False,
+    backbone: asked.Backbone = False,
+    base_model: options.BaseModel = None,
     push_to_hub: Annotated[
         str | None,
         typer.Option(metavar="ID", help="Publish the result on the Hub as ID; `push` has more options."),
@@ -89,6 +97,8 @@ def compress(
     subfolder: options.Subfolder = "",
     token: options.Token = None,
     trust_remote_code: options.TrustRemoteCode = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     as_json: options.AsJson = False,
 ) -> Answer:
     """Make a checkpoint smaller.
@@ -115,10 +125,11 @@ def compress(
         "target_params": target_params,
         "target_flops": target_flops,
         "max_loss": max_loss,
-        "attention": attention,
+        "attention": None if attention is None else attention.split(","),
         "content_bias": content_bias,
         "calibration": calibration,
         "calibration_examples": calibration_examples,
+        "shipped_share": shipped_share,
         "reconstruct_steps": reconstruct_steps,
         "seed": seed,
         "speedup": speedup,
@@ -126,6 +137,8 @@ def compress(
         "params": params,
         "size": size,
         "parts": None if parts is None else [part.strip() for part in parts.split(",")],
+        "vocabulary_from": vocabulary_from,
+        "portable": portable or None,
         "length": length,
         "batch_size": batch_size,
     }
@@ -133,23 +146,30 @@ def compress(
     chosen = {name: value for name, value in given.items() if value is not None}
     made = {"model": public_name(model), "versions": current_versions()}
     recipe = Recipe.from_dict({**written, **chosen, **made})
-    loading = Loading(dtype, device, revision, subfolder, token, trust_remote_code)
+    loading = Loading(dtype, device, revision, subfolder, token, trust_remote_code, backbone, base_model)
     if dry_run:
         return _dry_run(model, recipe, loading)
     if output is None:
         raise ConfigError("Missing option '--output' / '-o'; only --dry-run works without it")
-    from collab_hf.recovery import RecoveryConfig
-    from collab_hf.surgery.pipeline import compress_checkpoint
+    from collab_hf.checkpoint.atomic import check_output
+    from collab_hf.recovery.config import RecoveryConfig
 
+    # What can be wrong with the options comes out before torch and transformers are imported.
+    check_output(output, original=Path(model) / subfolder, overwrite=overwrite)
+    if push_to_hub is not None:
+        check_id("--push-to-hub", push_to_hub)
     recovery = None
     if heal_steps or heal_minutes is not None:
         recovery = RecoveryConfig(steps=heal_steps or None, minutes=heal_minutes, seed=recipe.config.seed)
+    from collab_hf.surgery.pipeline import compress_checkpoint
+
     done = compress_checkpoint(
         model,
         output,
         recipe.config,
         calibration=recipe.calibration,
         calibration_examples=recipe.calibration_examples,
+        shipped_share=recipe.shipped_share,
         recovery=recovery,
         recovery_data=recovery_data,
         recover=False if heal_steps == 0 and heal_minutes is None else None,
@@ -158,7 +178,7 @@ def compress(
         progress=start_reporting(),
     )
     values = {"model": model, **done.to_dict()}
-    lines = [str(done.report), f"wrote {output} ({done.file_size / 1e6:.1f} MB of weights)"]
+    lines = [*_calibrated(done), str(done.report), _written(done)]
     if done.recovery is not None:
         lines.append(describe_recovery(done.recovery))
     if push_to_hub is not None:
@@ -170,14 +190,45 @@ def compress(
 
 
 def _dry_run(model: str, recipe: Recipe, loading: Loading) -> Answer:
-    from collab_hf.calibration.examples import load_batches
-    from collab_hf.cli.dry_run import describe
+    from collab_hf.cli import dry_run
     from collab_hf.recipe import NO_CALIBRATION
     from collab_hf.surgery.preview import preview
+    from collab_hf.surgery.reading import read_run
+    from collab_hf.surgery.vocabulary import Trimming, completed, trimmed_alone, without_vocabulary
+    from collab_hf.surgery.whole_preview import preview_whole
 
-    watched = start_reporting()
-    loaded, batches = loading.model(model), None
-    if recipe.calibration != NO_CALIBRATION and not recipe.config.exact:
-        sizes = {"max_examples": recipe.calibration_examples, "seed": recipe.config.seed}
-        batches = load_batches(recipe.calibration, loading.processor(model), config=loaded.config, **sizes)
-    return describe(preview(loaded, recipe.config, batches, progress=watched))
+    watched, config = start_reporting(), recipe.config
+    processor = cache(lambda: loading.processor(model))
+    trimming = Trimming.prepare(config, processor) if config.vocabulary_from else None
+    loaded = loading.model(model)
+    trimmed = None if trimming is None else trimming.trim_(loaded)
+    rest = without_vocabulary(config)
+    if trimmed is not None and config.vocabulary_alone:
+        report = trimmed_alone(loaded, config, trimmed.report)
+        return dry_run.describe_planned(completed(report, loaded, config, trimmed))
+    source = None if recipe.calibration == NO_CALIBRATION or config.exact else recipe.calibration
+    reader = processor if trimmed is None else lambda: trimmed.processor
+    batches = read_run(source, None, loaded, reader, recipe.drawn, None).calibration
+    if not rest.is_whole:
+        return dry_run.describe(preview(loaded, rest, batches, progress=watched), trimmed)
+    if batches is None:
+        raise ConfigError("planning the whole model needs data: give --calibration")
+    before = None if trimmed is None else trimmed.report.parameters_before
+    report = preview_whole(loaded, rest, batches, parameters_before=before, progress=watched)
+    return dry_run.describe_planned(completed(report, loaded, config, trimmed))
+
+
+def _calibrated(done: CompressedCheckpoint) -> list[str]:
+    """Whose examples calibrated."""
+    if done.calibration is None:
+        return []
+    examples, shipped = done.calibration["examples"], done.calibration["shipped"]
+    if shipped == examples:
+        return [f"calibrated on {shipped:,} examples that ship with the package"]
+    mixed = f" and {shipped:,} that ship with the package" if shipped else ""
+    return [f"calibrated on {examples - shipped:,} of your examples{mixed}"]
+
+
+def _written(done: CompressedCheckpoint) -> str:
+    kind = ", an ordinary checkpoint of the original's class" if done.report.portable else ""
+    return f"wrote {done.directory} ({done.file_size / 1e6:.1f} MB of weights{kind})"

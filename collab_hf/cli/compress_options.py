@@ -49,6 +49,12 @@ Attention = Annotated[
         "such as decoder-cross.  [default: all]",
     ),
 ]
+Backbone = Annotated[
+    bool,
+    typer.Option(
+        "--backbone", help="Load MODEL without its task head, and leave out weights that nothing reads."
+    ),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the plan with its size, cost and loss; write nothing.")
 ]
@@ -113,7 +119,23 @@ PartNames = Annotated[
     typer.Option(
         metavar="LIST",
         help="Whole model: parts that may become smaller, from query_key, heads, value_output, "
-        "feed_forward and embeddings, with commas.  [default: all]",
+        "feed_forward and embeddings, with commas.  [default: all of these] With --portable: blocks (whole "
+        "layers) and feed_forward. `vocabulary` is never taken unasked; it also works alone.",
+    ),
+]
+VocabularyFrom = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|DATASET",
+        help="With vocabulary in --parts: drop every token that this text never uses, before anything else.",
+    ),
+]
+Portable = Annotated[
+    bool,
+    typer.Option(
+        "--portable",
+        help="Whole model: keep the original's own class, so that the result loads anywhere without "
+        "collab_hf. Whole layers go, and all feed-forwards get one width.",
     ),
 ]
 Length = Annotated[

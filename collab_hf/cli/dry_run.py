@@ -11,13 +11,28 @@ if TYPE_CHECKING:
     from collab_hf.modeling.plan import LayerPlan
     from collab_hf.parts.part import Option
     from collab_hf.surgery.preview import Preview
+    from collab_hf.surgery.report import CompressionReport
+    from collab_hf.surgery.vocabulary import Trimmed
 
 
-def describe(preview: Preview) -> Answer:
+def describe_planned(report: CompressionReport) -> Answer:
+    """Lay out the plan for a whole model or its vocabulary.
+
+    Args:
+        report: what is planned.
+
+    Returns:
+        The answer to print.
+    """
+    return Answer({"dry_run": True, **report.to_dict()}, f"{report}\ndry run: nothing was written")
+
+
+def describe(preview: Preview, trimmed: Trimmed | None = None) -> Answer:
     """Lay out a preview.
 
     Args:
         preview: the forms to come.
+        trimmed: the vocabulary, where it is trimmed first.
 
     Returns:
         The answer to print.
@@ -28,7 +43,9 @@ def describe(preview: Preview) -> Answer:
     before, after = preview.qk_parameters_before, preview.qk_parameters_after
     whole = preview.parameters_before
     costs = ", ".join(f"{preview.operations_share(length):.0%} at length {length}" for length in LENGTHS)
-    lines = [
+    vocabulary = None if trimmed is None else trimmed.report
+    lines = [] if vocabulary is None else [f"vocabulary: {vocabulary.rows_after:,} rows stay", ""]
+    lines += [
         table(["layer", "form", "ranks", "score", "Q/K before", "after", "loss"], rows),
         "",
         f"query/key: {before:,} -> {after:,} ({after / before:.1%})",
@@ -38,7 +55,10 @@ def describe(preview: Preview) -> Answer:
     if preview.planned is not None:
         kind = "divergence of the hidden states" if preview.planned.measured else "squared score error"
         lines.append(f"predicted loss: {preview.planned.predicted_loss:.4f} ({kind}, summed over layers)")
-    return Answer(preview.to_dict(), "\n".join([*lines, "dry run: nothing was written"]))
+    values = preview.to_dict()
+    if vocabulary is not None:
+        values["vocabulary"] = vocabulary.to_dict()
+    return Answer(values, "\n".join([*lines, "dry run: nothing was written"]))
 
 
 def _form(site: AttentionSite, option: Option) -> list[str]:

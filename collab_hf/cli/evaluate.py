@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,7 +14,9 @@ from collab_hf.hub.source import Loading
 from collab_hf.modeling.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collab_hf.calibration.examples import Examples
     from collab_hf.measure.evaluation import Accuracy, Agreement, Similarity
+    from collab_hf.measure.retrieval import Retrieval
 
 EXAMPLE = "Example: collab-hf evaluate bert-quarter --task agreement --against bert-base-uncased"
 
@@ -22,11 +24,12 @@ EXAMPLE = "Example: collab-hf evaluate bert-quarter --task agreement --against b
 def evaluate(
     model: options.Model,
     task: Annotated[
-        Literal["stsb", "agreement", "accuracy"],
+        Literal["stsb", "agreement", "retrieval", "accuracy"],
         typer.Option(
             metavar="TASK",
             help="stsb: correlation of embedding cosines with human scores; agreement: cosine of embeddings "
-            "with those of --against; accuracy: of a sequence classifier.",
+            "with those of --against; retrieval: share of the 10 nearest neighbours that --against finds "
+            "too; accuracy: of a sequence classifier.",
         ),
     ],
     data: Annotated[
@@ -34,12 +37,13 @@ def evaluate(
         typer.Option(
             metavar="FILE|FOLDER",
             help="stsb: TSV with the columns sentence1, sentence2 and score. accuracy: TSV with sentence and "
-            "label. agreement: a text file with one a line or a folder of images; by default the "
-            "examples that ship with the package.",
+            "label. agreement and retrieval: a text file with one a line or a folder of images; by default "
+            "examples that ship with the package. Of what calibrated MODEL, only what was set aside "
+            "before is read.",
         ),
     ] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="agreement: the model to compare with.")
+        str | None, typer.Option(metavar="MODEL", help="agreement and retrieval: the model to compare with.")
     ] = None,
     max_examples: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Use at most N examples, spread over the data.")
@@ -52,26 +56,33 @@ def evaluate(
     subfolder: options.Subfolder = "",
     token: options.Token = None,
     trust_remote_code: options.TrustRemoteCode = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     as_json: options.AsJson = False,
 ) -> Answer:
     """Measure a model on a task, or compare it with another model."""
-    if task == "agreement" and against is None:
-        raise ConfigError("task agreement needs --against MODEL, the model to compare with")
-    if task != "agreement" and against is not None:
-        raise ConfigError(f"--against belongs to task agreement, got it with task {task}")
-    if task != "agreement" and data is None:
+    compares = task in ("agreement", "retrieval")
+    if compares and against is None:
+        raise ConfigError(f"task {task} needs --against MODEL, the model to compare with")
+    if not compares and against is not None:
+        raise ConfigError(f"--against belongs to tasks agreement and retrieval, got it with task {task}")
+    if not compares and data is None:
         raise ConfigError(f"task {task} needs --data FILE, a tab-separated file")
     watched = start_reporting()
     loading = Loading(dtype, device, revision, subfolder, token, trust_remote_code)
     sizes = {"batch_size": batch_size, "max_length": max_length}
-    found: Agreement | Similarity | Accuracy
+    found: Agreement | Retrieval | Similarity | Accuracy
+    read: dict[str, str] = {}
     if against is not None:
-        found = _agreement(model, against, data or "default", max_examples or 1000, loading, sizes, watched)
+        judges = _judges(model, data or "default", max_examples or 1000, loading)
+        read["read"] = judges.origin
+        compare = _retrieval if task == "retrieval" else _agreement
+        found = compare(model, against, judges, loading, sizes, watched)
     elif task == "stsb":
         found = _similarity(model, Path(data or ""), max_examples, loading, sizes, watched)
     else:
         found = _accuracy(model, Path(data or ""), max_examples, loading, sizes, watched)
-    values = asdict(found)
+    values = {**asdict(found), **read}
     text = "\n".join(f"{name.replace('_', ' ')}: {_plain(value)}" for name, value in values.items())
     return Answer({"model": model, "task": task, "data": data, "against": against, **values}, text)
 
@@ -109,23 +120,54 @@ def _accuracy(
     return measure_accuracy(model, tokenizer, sentences, labels, **sizes, progress=watched)
 
 
+@dataclass(frozen=True)
+class _Judges:
+    """Examples that a model is compared on, and in words where they come from."""
+
+    examples: Examples
+    processor: Any
+    origin: str
+
+
+def _judges(name: str, data: str, most: int, loading: Loading) -> _Judges:
+    """What neither calibration nor recovery read of the data, as far as the checkpoint knows."""
+    from collab_hf.calibration.pools import read_pools
+    from collab_hf.recipe import Recipe, public_source, read_by
+
+    processor, directory = loading.processor(name), loading.files(name)
+    shipped, known = data == "default", public_source(data) in read_by(directory)
+    pools = read_pools(data, processor, **{**Recipe.sampling(directory), "shipped_share": 0.0})
+    origin = "examples that ship with the package" if shipped else public_source(data)
+    if (shipped or known) and len(pools.held_out):
+        aside = pools.held_out.at_most(most, 0)
+        return _Judges(aside, processor, f"{origin}: those set aside from calibration")
+    unknown = "calibration read it too" if known else "calibration is not known to have read it"
+    return _Judges(pools.everything.at_most(most, 0), processor, f"{origin}: {unknown}")
+
+
 def _agreement(
-    name: str,
-    against: str,
-    data: str,
-    max_examples: int,
-    loading: Loading,
-    sizes: dict[str, int],
-    watched: bool,
+    name: str, against: str, judges: _Judges, loading: Loading, sizes: dict[str, int], watched: bool
 ) -> Agreement:
-    from collab_hf.calibration.examples import load_batches
+    from collab_hf.calibration.examples import batches_of
     from collab_hf.measure.evaluation import measure_agreement
 
-    model, processor = loading.model(name), loading.processor(name)
-    reference = replace(loading, revision=None, subfolder="").model(against)
-    batches = load_batches(data, processor, config=model.config, max_examples=max_examples, **sizes)
+    model = loading.model(name)
+    reference = replace(loading, revision=None, subfolder="").reference(against, model, judges.processor)
+    batches = batches_of(judges.examples, judges.processor, config=model.config, **sizes)
     return measure_agreement(model, reference, batches, progress=watched)
 
 
-def _plain(value: float) -> str:
+def _retrieval(
+    name: str, against: str, judges: _Judges, loading: Loading, sizes: dict[str, int], watched: bool
+) -> Retrieval:
+    from collab_hf.calibration.examples import batches_of
+    from collab_hf.measure.retrieval import measure_retrieval
+
+    model = loading.model(name)
+    reference = replace(loading, revision=None, subfolder="").reference(against, model, judges.processor)
+    batches = batches_of(judges.examples, judges.processor, config=model.config, **sizes)
+    return measure_retrieval(model, reference, batches, progress=watched)
+
+
+def _plain(value: float | str) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -8,7 +8,9 @@ from collab_hf.cli.answers import Answer, table
 EXAMPLE = "Example: collab-hf families --json"
 
 
-def families(as_json: options.AsJson = False) -> Answer:
+def families(
+    quiet: options.Quiet = False, verbose: options.Verbose = False, as_json: options.AsJson = False
+) -> Answer:
     """List model types, the parts that can be made smaller in each, and why others can't."""
     from collab_hf.host.support import PARTS, supported_models, why_not
 

@@ -9,9 +9,10 @@ import typer
 
 from collab_hf.cli import options
 from collab_hf.cli.answers import Answer, start_reporting, table
-from collab_hf.cli.head_options import Attention, Calibration, Examples, Seed, example_batches, kinds
+from collab_hf.cli.head_options import Attention, Calibration, Examples, Seed, kinds
 from collab_hf.errors import ConfigError
 from collab_hf.hub.source import Loading
+from collab_hf.ranges import check_seed, check_share
 
 if TYPE_CHECKING:
     from collab_hf.modeling.shrinking import HeadsPlan
@@ -47,6 +48,7 @@ def prune(
     ] = 1,
     calibration: Calibration = "default",
     examples: Examples = 1000,
+    shipped_share: options.ShippedShare = None,
     seed: Seed = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing checkpoint DIR.")
@@ -57,26 +59,37 @@ def prune(
     subfolder: options.Subfolder = "",
     token: options.Token = None,
     trust_remote_code: options.TrustRemoteCode = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     as_json: options.AsJson = False,
 ) -> Answer:
     """Remove heads, and refit the output projections to those that stay."""
     from collab_hf.checkpoint.atomic import check_output
     from collab_hf.config import CollabConfig
-    from collab_hf.heads import pruning_plan
-    from collab_hf.surgery.pipeline import compress_checkpoint
 
+    check_share(share)
+    check_seed(seed)
+    chosen = kinds(attention)
     check_output(output, original=Path(model) / subfolder, overwrite=overwrite)
+    from collab_hf.heads import pruning_plan
+    from collab_hf.recipe import SHIPPED_SHARE
+    from collab_hf.surgery.pipeline import compress_checkpoint
+    from collab_hf.surgery.reading import read_run
+
     watched = start_reporting()
     loading = Loading(dtype, device, revision, subfolder, token, trust_remote_code)
     loaded, processor = loading.model(model), loading.processor(model)
-    batches = list(example_batches(calibration, loaded, processor, examples, seed))
+    if shipped_share is None:
+        shipped_share = SHIPPED_SHARE
+    sampling = {"examples": examples, "seed": seed, "shipped_share": shipped_share}
+    batches = list(read_run(calibration, None, loaded, lambda: processor, sampling, None).calibration or ())
     plans = pruning_plan(
         loaded,
         batches,
         share,
         by=by,
         at_least=at_least,
-        attention=kinds(attention),
+        attention=chosen,
         steps=steps,
         seed=seed,
         progress=watched,
@@ -91,6 +104,7 @@ def prune(
         CollabConfig(plans=settings, parts=("heads",), reconstruct_steps=0, seed=seed),
         calibration=calibration,
         calibration_examples=examples,
+        shipped_share=shipped_share,
         recover=False,
         loading=loading,
         overwrite=overwrite,

@@ -12,6 +12,7 @@ from collab_hf.cli.answers import Answer, AnsweringCommand, start_reporting, tab
 from collab_hf.cli.head_options import Attention, Examples, Plot, Seed, example_batches, kinds
 from collab_hf.errors import ConfigError
 from collab_hf.hub.source import Loading
+from collab_hf.ranges import check_seed, is_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -70,14 +71,17 @@ def score(
     subfolder: options.Subfolder = "",
     token: options.Token = None,
     trust_remote_code: options.TrustRemoteCode = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     as_json: options.AsJson = False,
 ) -> Answer:
     """Score every head by how much the loss changes with a gate on it, with or without labels."""
+    check_seed(seed)
+    if task is not None and calibration is None:
+        raise ConfigError(f"task {task} needs --data FILE, a tab-separated file")
     from collab_hf.heads import heat_map, score_heads
     from collab_hf.measure.bench_plot import check_plotting
 
-    if task is not None and calibration is None:
-        raise ConfigError(f"task {task} needs --data FILE, a tab-separated file")
     if plot is not None:
         check_plotting(plot)
     watched = start_reporting()
@@ -143,14 +147,20 @@ def ablate(
     subfolder: options.Subfolder = "",
     token: options.Token = None,
     trust_remote_code: options.TrustRemoteCode = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     as_json: options.AsJson = False,
 ) -> Answer:
     """Switch off one head at a time, and test whether the change is more than chance."""
+    check_seed(seed)
+    chosen = kinds(attention)
+    if tolerance is not None and not is_number(tolerance):
+        raise ConfigError(f"--tolerance must be a number of at least 0, got {tolerance}")
+    if task != "agreement" and data is None:
+        raise ConfigError(f"task {task} needs --data FILE, a tab-separated file")
     from collab_hf.heads import ablate_heads, effects_by_layer, heat_map, reducible_layers
     from collab_hf.measure.bench_plot import check_plotting
 
-    if task != "agreement" and data is None:
-        raise ConfigError(f"task {task} needs --data FILE, a tab-separated file")
     if plot is not None:
         check_plotting(plot)
     watched = start_reporting()
@@ -164,7 +174,7 @@ def ablate(
         metric,
         all_but_one=all_but_one,
         tolerance=allowed,
-        attention=kinds(attention),
+        attention=chosen,
         seed=seed,
         progress=watched,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -68,12 +69,15 @@ def heal(
         ),
     ] = "factors",
     patience: Annotated[
-        int | None,
+        int,
         typer.Option(
-            metavar="N", min=1, help="Stop after N evaluations on held-out data without a better loss."
+            metavar="N",
+            min=1,
+            help="Stop after N evaluations in a row, of 8, without a better loss on held-out data.",
         ),
-    ] = None,
+    ] = 4,
     examples: Annotated[int, typer.Option(metavar="N", min=1, help="Use at most N examples.")] = 20_000,
+    shipped_share: options.ShippedShare = None,
     mixed_precision: Annotated[
         Literal["auto", "no", "bf16"],
         typer.Option(metavar="P", help="no, bf16, or auto: what `accelerate launch` says."),
@@ -98,6 +102,8 @@ def heal(
     device: options.Device = "auto",
     token: options.Token = None,
     trust_remote_code: options.TrustRemoteCode = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     as_json: options.AsJson = False,
 ) -> Answer:
     """Train the factors of a compressed checkpoint against its original, without labels.
@@ -105,9 +111,8 @@ def heal(
     If a run is killed, the same command continues from its last state. States are kept next to the output
     until that is written. `accelerate launch -m collab_hf heal ...` shares the work among processes.
     """
-    from collab_hf.checkpoint.save import check_output
-    from collab_hf.recovery import RecoveryConfig
-    from collab_hf.surgery.pipeline import states_beside
+    from collab_hf.checkpoint.atomic import check_output
+    from collab_hf.recovery.config import RecoveryConfig, states_beside
 
     check_output(output, original=directory, overwrite=overwrite)
     config = RecoveryConfig(
@@ -128,7 +133,7 @@ def heal(
         config = replace(config, learning_rate=learning_rate)
     loading = Loading(dtype, device, None, "", token, trust_remote_code)
     sizes = {"batch_size": batch_size, "max_length": max_length, "max_examples": examples}
-    report = _heal(directory, output, teacher, data, config, loading, sizes, overwrite)
+    report = _heal(directory, output, teacher, data, config, loading, sizes, overwrite, shipped_share)
     values = {"directory": str(directory), "output": str(output), **report.to_dict()}
     return Answer(values, f"{describe_recovery(report)}\nwrote {output}")
 
@@ -142,21 +147,31 @@ def _heal(
     loading: Loading,
     sizes: dict[str, int],
     overwrite: bool,
+    shipped_share: float | None,
 ) -> RecoveryReport:
-    from collab_hf.checkpoint.save import new_directory, save_checkpoint
+    from collab_hf.calibration.pools import read_pools
+    from collab_hf.checkpoint.save import is_portable, new_directory, save_checkpoint
     from collab_hf.hub.card import write_card
+    from collab_hf.recipe import Recipe
     from collab_hf.recovery import recover_
-    from collab_hf.surgery.pipeline import recovery_batches, states_beside, write_recovery
+    from collab_hf.recovery.config import states_beside
+    from collab_hf.surgery.pipeline import write_recovery
+    from collab_hf.surgery.reading import recovery_batches
 
     watched = start_reporting()
     name = str(directory)
     student = loading.model(directory)
-    original = loading.model(teacher or _teacher_of(directory))
-    batches = recovery_batches(data, student, loading.processor(name), sizes, config.seed)
-    report = recover_(student, original, batches, config, progress=watched)
+    processor, sampling = loading.processor(name), Recipe.sampling(directory)
+    original = loading.reference(teacher or _teacher_of(directory), student, processor)
+    if shipped_share is not None:
+        sampling["shipped_share"] = shipped_share
+    pools = read_pools(data, processor, **sampling)
+    batches, held_out = recovery_batches(pools, student, processor, seed=config.seed, **sizes)
+    config = replace(config, teacher_blocks=_teacher_blocks(directory))
+    report = recover_(student, original, batches, config, held_out=held_out, progress=watched)
     if _is_main_process():
         with new_directory(output, overwrite=overwrite) as place:
-            save_checkpoint(student, place, original=directory)
+            save_checkpoint(student, place, original=directory, heir=is_portable(directory))
             write_recovery(place, report, data)
             write_card(place, output.resolve().name)
         shutil.rmtree(states_beside(output), ignore_errors=True)
@@ -172,6 +187,15 @@ def _teacher_of(directory: Path) -> str:
     if not name:
         raise ConfigError(f"{directory} does not say what it was made from; give --teacher MODEL")
     return str(name)
+
+
+def _teacher_blocks(directory: Path) -> tuple[int, ...]:
+    """Which layers of the original a checkpoint with fewer of them is compared with."""
+    from collab_hf.files import REPORT_FILE
+
+    path = directory / REPORT_FILE
+    report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return tuple((report.get("whole") or {}).get("teacher_blocks", ()))
 
 
 def _is_main_process() -> bool:
@@ -192,13 +216,27 @@ def describe_recovery(report: RecoveryReport) -> str:
         report: what recovery did.
 
     Returns:
-        One line, or two where nothing was gained.
+        One line, and more where it stopped early or gained nothing.
     """
-    line = (
-        f"recovery: {report.steps} updates in {report.seconds:.0f} s, "
-        f"held-out loss {report.loss_before:.4f} -> {report.loss_after:.4f}, "
+    lines = [
+        f"recovery: {report.steps} updates on {report.examples:,} examples in {report.seconds:.0f} s, loss "
+        f"on {report.held_out_examples:,} held-out ones {report.loss_before:.4f} -> {report.loss_after:.4f}, "
         f"agreement {report.agreement_before:.4f} -> {report.agreement_after:.4f}"
-    )
+    ]
+    if report.stopped == "early":
+        lines.append(
+            f"recovery stopped after {report.steps} updates, because {report.config.patience} evaluations in "
+            "a row brought no lower held-out loss"
+        )
     if report.best_step == 0:
-        line += "\nrecovery gained nothing, so the weights are unchanged; more data or a lower --lr may help"
-    return line
+        lines.append("recovery gained nothing, so the weights are unchanged" + _remedy(report))
+    return "\n".join(lines)
+
+
+def _remedy(report: RecoveryReport) -> str:
+    """What may help where nothing was gained."""
+    if not report.memorised:
+        return "; a lower --lr or more updates may help"
+    wanted = report.examples_wanted
+    number = "" if wanted is None else f": about {wanted:,} examples instead of {report.examples:,}"
+    return f"; it did better on what it read than on what it didn't, so more data would help{number}"

@@ -42,6 +42,8 @@ def inspect(
     subfolder: options.Subfolder = "",
     token: options.Token = None,
     trust_remote_code: options.TrustRemoteCode = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     as_json: options.AsJson = False,
 ) -> Answer:
     """Show what every attention layer could give up: spectra, similar heads, errors by rank, and costs."""

@@ -36,7 +36,10 @@ def push(
     export: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Output of `export --json`, for the card.")
     ] = None,
+    base_model: options.BaseModel = None,
     token: options.Token = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     as_json: options.AsJson = False,
 ) -> Answer:
     """Publish DIR on the Hub, in one commit: weights, tokenizer, recipe, code and model card.
@@ -58,6 +61,7 @@ def push(
         evaluation=measured[0],
         bench=measured[1],
         export=measured[2],
+        base_model=base_model,
     )
     return Answer(
         {"repository": repository, "revision": revision or "main", "commit": url}, f"published {url}"

@@ -43,17 +43,23 @@ def verify(
             "--trust-remote-code", help="Run the code in DIR even if no version of collab_hf had it."
         ),
     ] = False,
+    device: options.Device = "cpu",
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     as_json: options.AsJson = False,
 ) -> Answer:
     """Check every factor of DIR, and load it in fresh processes with and without collab_hf."""
-    from collab_hf.checkpoint.load import load_model
     from collab_hf.checkpoint.verification import verify_checkpoint
 
     start_reporting()
+    loading = Loading(device=device, trust_remote_code=trust_remote_code)
     # As a path: DIR is never looked up on the Hub.
-    model = load_model(directory, device="cpu", trust_remote_code=trust_remote_code)
-    batches = _batches(directory, model, data, max_examples, trust_remote_code)
-    original = None if against is None else load_model(against)
+    model = loading.model(directory)
+    batches = _batches(directory, model, data, max_examples, loading)
+    original = None
+    if against is not None:
+        processor = loading.find_processor(str(directory))
+        original = Loading(device=device).reference(against, model, processor)
     found = verify_checkpoint(
         directory, batches, model=model, original=original, trust_remote_code=trust_remote_code
     )
@@ -62,13 +68,12 @@ def verify(
 
 
 def _batches(
-    directory: Path, model: PreTrainedModel, data: str, max_examples: int, trust_remote_code: bool
+    directory: Path, model: PreTrainedModel, data: str, max_examples: int, loading: Loading
 ) -> Iterable[dict[str, Tensor]]:
     """What outputs are compared on; random inputs where DIR has nothing to prepare examples with."""
     from collab_hf.calibration.examples import load_batches
     from collab_hf.host.inputs import example_inputs
 
-    loading = Loading(device="cpu", trust_remote_code=trust_remote_code)
     if data == "default" and loading.find_processor(str(directory)) is None:
         return [example_inputs(model, batch=min(max_examples, 4), length=16)]
     processor = loading.processor(str(directory))
@@ -76,9 +81,16 @@ def _batches(
 
 
 def _describe(found: Verification, directory: Path, against: str | None) -> str:
-    lines = [
+    first = (
         f"{directory} is complete: {found.factors} factors in {found.layers} layers, all finite, "
-        f"{found.qk_parameters:,} parameters",
+        f"{found.qk_parameters:,} parameters"
+    )
+    if found.portable:
+        first = (
+            f"{directory} is complete: an ordinary checkpoint of {found.qk_parameters:,} finite parameters"
+        )
+    lines = [
+        first,
         "fresh process with collab_hf: loads, same outputs",
         "fresh process without collab_hf: "
         + (

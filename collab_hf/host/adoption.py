@@ -29,13 +29,17 @@ def adopt_(model: PreTrainedModel, plans: Mapping[str, Mapping[str, Any]]) -> No
 
 def disown_(model: PreTrainedModel) -> None:
     """Give a model its host's class and config class."""
-    config = model.config
+    disown_config_(model.config)
+    if type(model).__name__.startswith("Collab"):  # models inside of loaded ones are the host's as they are
+        model.__class__ = type(model).__bases__[1]
+    record_outputs_(model)
+    forget_renaming_(model)
+
+
+def disown_config_(config: Any) -> None:
+    """Give a config its host's class, without the forms and the code of ours."""
     if hasattr(config, "collab"):
         config.__class__ = type(config).__bases__[0]
         for name in ("collab", "auto_map"):
             if name in vars(config):
                 delattr(config, name)
-    if type(model).__name__.startswith("Collab"):  # models inside of loaded ones are the host's as they are
-        model.__class__ = type(model).__bases__[1]
-    record_outputs_(model)
-    forget_renaming_(model)

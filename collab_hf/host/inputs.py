@@ -66,6 +66,20 @@ def views(hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
 
 def checked_inputs(batch: Any, number: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """A batch as keyword arguments on the model's device."""
+    check_batch(batch, number)
+    return move(batch, device, dtype)
+
+
+def check_batch(batch: Any, number: int) -> None:
+    """Refuse what is no batch of model inputs.
+
+    Args:
+        batch: a mapping with tensors, if all is well.
+        number: of the batch, from 1, for the message.
+
+    Raises:
+        CalibrationError: it is something else.
+    """
     if not isinstance(batch, Mapping) or not any(isinstance(value, Tensor) for value in batch.values()):
         found = (
             f"one with {', '.join(map(str, batch)) or 'nothing'}"
@@ -76,7 +90,6 @@ def checked_inputs(batch: Any, number: int, device: torch.device, dtype: torch.d
             f"calibration batch {number} must be a mapping of model inputs with at least one tensor, "
             f"got {found}; a tokenizer called with return_tensors='pt' makes one"
         )
-    return move(batch, device, dtype)
 
 
 def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -117,6 +130,22 @@ def real_tokens(hidden_states: Tensor, mask: Any) -> Tensor:
     if isinstance(mask, Tensor) and mask.shape == hidden_states.shape[:-1]:
         return hidden_states[mask.to(hidden_states.device) != 0]
     return hidden_states.reshape(-1, hidden_states.shape[-1])
+
+
+def fitting_mask(mask: Any, states: Tensor) -> Tensor | None:
+    """The mask of real tokens that belongs to hidden states.
+
+    Args:
+        mask: of the inputs; that of multiple-choice questions has one dimension more than the states.
+        states: (batch, tokens, hidden_size).
+
+    Returns:
+        (batch, tokens), or None where the mask is of something else.
+    """
+    if not isinstance(mask, Tensor) or mask.dim() < 2:
+        return None
+    flat = mask.flatten(0, -2)
+    return flat if flat.shape == states.shape[:2] else None
 
 
 def move(batch: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ..modeling.families import (
     submodule_at,
 )
 from ..modeling.shapes import AttentionShape, FeedForwardShape
+from .plain import check_plain
 
 Row = TypeVar("Row", Family, FeedForward)
 Shape = TypeVar("Shape", AttentionShape, FeedForwardShape)
@@ -56,31 +57,53 @@ FeedForwardSite = Site[FeedForward, FeedForwardShape]
 AttentionSites = Mapping[str, AttentionSite]
 
 
-def attention_sites(model: nn.Module) -> dict[str, AttentionSite]:
-    """The attention layers that can be compressed.
+# What a message calls each part of an attention layer.
+_TITLES = {"query_key": "queries and keys", "heads": "heads", "value_output": "values"}
+
+
+def all_attention_sites(model: nn.Module) -> dict[str, AttentionSite]:
+    """The attention layers that collab_hf knows, also those of which no part can be made smaller.
 
     Args:
         model: a transformers model.
 
     Returns:
+        Sites by name, in the model's order; none where it knows none.
+
+    Raises:
+        FamilyError: a layer that is compressed already.
+    """
+    # Heads or neurons may be gone with the attention dense; what is left has plans in its config.
+    ours = getattr(getattr(model, "config", None), "model_type", "").startswith("collab_")
+    if ours or any(isinstance(m, CollabAttention) for m in model.modules()):
+        raise FamilyError("the model is compressed already; start from the original")
+    around = _holders(model)
+    return {
+        name: Site(name, module, row, row.shape(module), around[module])
+        for name, module, row in all_attention_layers(model)
+    }
+
+
+def attention_sites(model: nn.Module, part: str = "query_key") -> dict[str, AttentionSite]:
+    """The attention layers of which a part can be made smaller.
+
+    Args:
+        model: a transformers model.
+        part: `query_key`, `heads` or `value_output`.
+
+    Returns:
         Sites by name, in the model's order.
 
     Raises:
-        FamilyError: no attention layer that collab_hf knows, or one that is compressed already.
+        FamilyError: no attention layer that collab_hf knows, one that is compressed already, or one whose
+            projections are not plain.
     """
-    if any(isinstance(m, CollabAttention) for m in model.modules()):
-        raise FamilyError("the model is compressed already; start from the original")
-    around, found = _holders(model), list(all_attention_layers(model))
-    sites = {
-        name: Site(name, module, row, row.shape(module), around[module])
-        for name, module, row in found
-        if row.refusal(module) is None
-    }
+    found = all_attention_sites(model)
+    sites = {name: site for name, site in found.items() if site.family.refusal(site.module, part) is None}
+    check_plain_sites(sites)
     if not sites and found:
-        name, module, row = found[0]
         raise FamilyError(
-            f"queries and keys of {type(model).__name__} can't be compressed: {row.refusal(module)} "
-            f"({type(module).__name__}, {name})"
+            f"{_TITLES[part]} of {type(model).__name__} can't be compressed: {first_refusal(found, part)}"
         )
     if not sites:
         raise FamilyError(
@@ -88,6 +111,35 @@ def attention_sites(model: nn.Module) -> dict[str, AttentionSite]:
             "the models that have"
         )
     return sites
+
+
+def check_plain_sites(sites: AttentionSites) -> None:
+    """Refuse attention layers with projections that are not plain: adapters, quantised or pruned weights.
+
+    Args:
+        sites: attention layers by name.
+
+    Raises:
+        FamilyError: says which projection, and the remedy.
+    """
+    for name, site in sites.items():
+        for role in ("query", "key", "value"):
+            check_plain(site.family.slot(site.module, role).module, f"the {role} projection of {name}")
+        check_plain(site.at(site.family.output), f"the output projection of {name}")
+
+
+def first_refusal(sites: AttentionSites, part: str) -> str:
+    """What keeps a part of the first of some attention layers.
+
+    Args:
+        sites: at least one.
+        part: as for `attention_sites`; one that can't be made smaller there.
+
+    Returns:
+        The reason, with the layer's class and name.
+    """
+    name, site = next(iter(sites.items()))
+    return f"{site.family.refusal(site.module, part)} ({type(site.module).__name__}, {name})"
 
 
 def feed_forward_sites(model: nn.Module) -> dict[str, FeedForwardSite]:
@@ -98,10 +150,15 @@ def feed_forward_sites(model: nn.Module) -> dict[str, FeedForwardSite]:
 
     Returns:
         Sites by name, in the model's order; none where the model has none that collab_hf knows.
+
+    Raises:
+        FamilyError: projections that are not plain.
     """
     around = _holders(model)
     found = {}
     for name, module, row in feed_forward_layers(model):
+        for path in filter(None, (row.up, row.gate, row.down)):
+            check_plain(slot_of(module, path).module, f"{path} of {name}")
         hidden_size, width = slot_of(module, row.down).weight.shape
         shape = FeedForwardShape(hidden_size, width, row.gate is not None)
         found[name] = Site(name, module, row, shape, around[module])

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .inputs import fitting_mask
+
 
 def last_hidden_states(
     model: PreTrainedModel, inputs: Mapping[str, Any]
@@ -47,8 +49,4 @@ def last_hidden_states(
         chosen = [module for module in seen if module not in inside]
         chosen = chosen[-1:] if decodes else chosen
     name = "decoder_attention_mask" if decodes else "attention_mask"
-    return [(seen[module], _fitting(inputs.get(name), seen[module])) for module in chosen]
-
-
-def _fitting(mask: Any, states: Tensor) -> Tensor | None:
-    return mask if isinstance(mask, Tensor) and mask.shape == states.shape[:2] else None
+    return [(seen[module], fitting_mask(inputs.get(name), seen[module])) for module in chosen]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ..modeling.families import FAMILIES, FEED_FORWARDS, Family
@@ -43,18 +43,29 @@ def supported_models() -> list[Support]:
     for model_type, rows in sorted(attention.items()):
         parts = {part: _reason(rows, part) for part in PARTS[:-1]}
         parts["feed_forward"] = None if model_type in neurons else "its feed-forward has no row"
-        notes = [
-            f"not where {row.refuses_if} is {row.refuses_value}: {row.refuses}"
-            for row in rows
-            if row.refuses_if is not None
-        ]
+        notes = [note for row in rows for note in _notes(row)]
         found.append(Support(model_type, parts, next(iter(notes), None)))
     return found
 
 
+def _notes(row: Family) -> Iterator[str]:
+    if row.refuses_if is not None:
+        yield f"not queries and keys where {row.refuses_if} is {row.refuses_value}: {row.refuses}"
+    if row.keeps_heads_if is not None:
+        yield f"not heads where {row.keeps_heads_if} is true: {row.keeps_heads}"
+
+
 def _reason(rows: list[Family], part: str) -> str | None:
     """Why no class of a model type allows a part in any setting."""
-    reasons = [replace(row, refuses=None if row.refuses_if else row.refuses).reason(part) for row in rows]
+    open_rows = [
+        replace(
+            row,
+            refuses=None if row.refuses_if else row.refuses,
+            keeps_heads=None if row.keeps_heads_if else row.keeps_heads,
+        )
+        for row in rows
+    ]
+    reasons = [row.reason(part) for row in open_rows]
     return None if None in reasons else reasons[0]
 
 

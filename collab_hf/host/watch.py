@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..errors import CalibrationError
+from ..progress import Steps
 from .inputs import checked_inputs, evaluating, placement
 
 
@@ -72,8 +72,9 @@ def watch_layers(
         CalibrationError: a batch that is no mapping with tensors, or that the model refuses.
     """
     device, dtype = placement(model)
+    steps = Steps(batches, title="Running the model on calibration examples", unit="batch", progress=progress)
     with _attached(model, layers, see), evaluating(model), torch.no_grad():
-        for count, batch in enumerate(_with_progress(batches, progress), start=1):
+        for count, batch in enumerate(steps, start=1):
             inputs = checked_inputs(batch, count, device, dtype)
             try:
                 model(**inputs)
@@ -129,10 +130,3 @@ def _tower(model: nn.Module, path: str) -> nn.Module:
 def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a forward call by parameter name."""
     return {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
-
-
-def _with_progress(batches: Iterable[Mapping[str, Any]], progress: bool) -> Iterable[Mapping[str, Any]]:
-    if not progress:
-        return batches
-
-    return tqdm(batches, desc="calibration", unit="batch")

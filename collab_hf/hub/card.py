@@ -12,10 +12,12 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..files import CARD_FILE
+from ..files import CARD_FILE, ONNX_GRAPH
+from ..version import __version__
 from . import card_text
-from .card_tables import layer_rows, section, size_tables, totals_table
-from .facts import CardFacts, base_model, card_metadata, checked_id, is_hub_id, read_card
+from .card_tables import layers_table, section, size_tables, totals_table
+from .facts import CardFacts, base_model, card_metadata, read_card
+from .names import check_id, is_hub_id
 from .paths import hide_paths, is_path, last_part
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -67,7 +69,8 @@ def make_card(
     """
     facts = CardFacts.read(directory)
     if base_model is not None:
-        named = {"model": checked_id(base_model), "model_is_local": False}
+        check_id("base_model", base_model)
+        named = {"model": base_model, "model_is_local": False}
         facts = replace(facts, report={**facts.report, **named} if facts.report else {})
         facts = replace(facts, source={**facts.source, "base_model": base_model})
     name = repo_id or directory.resolve().name
@@ -82,22 +85,39 @@ def make_card(
 
 
 def make_dense_card(original: Path, name: str, host: str) -> ModelCard:
-    """The card of a dense export: the licence and the origin stay, what was said of the forms goes.
+    """The card of a dense export, as for `make_export_card`; host is its class."""
+    return make_export_card(
+        original,
+        name,
+        f"A plain {host}: the dense form of a checkpoint whose attention collab_hf had made smaller, with "
+        "the same outputs up to rounding and as many parameters as the original.",
+    )
+
+
+def make_onnx_card(original: Path, name: str, host: str) -> ModelCard:
+    """The card of a directory with an ONNX graph, as for `make_export_card`; host is the model's class."""
+    return make_export_card(
+        original,
+        name,
+        f"A {host} as ONNX graph (`{ONNX_GRAPH}`), of a checkpoint that collab_hf had made smaller. ONNX "
+        "Runtime, optimum and sentence-transformers run it without collab_hf.",
+    )
+
+
+def make_export_card(original: Path, name: str, text: str) -> ModelCard:
+    """The card of an export: the licence and the origin stay, what was said of the forms goes.
 
     Args:
         original: the compressed checkpoint that was exported.
-        name: of the dense one.
-        host: its class.
+        name: of the export.
+        text: what it is.
 
     Returns:
         The card.
     """
     source = card_metadata(read_card(original))
     data = {**_taken_over(source), **_origin(source.get("base_model"))}
-    body = (
-        f"# {name}\n\nA plain {host}: the dense form of a checkpoint whose attention collab_hf had made "
-        "smaller, with the same outputs up to rounding and as many parameters as the original."
-    )
+    body = f"# {name}\n\n{text}"
     tags = [tag for tag in _listed(source.get("tags")) if isinstance(tag, str) and not is_path(tag)]
     kept = [tag for tag in tags if tag != "compressed"]
     return _sealed(ModelCardData(tags=kept or ["collab_hf"], **data), body, name)
@@ -143,9 +163,10 @@ def _metadata(facts: CardFacts, evaluation: Mapping[str, Any] | None, name: str)
     pipeline = taken.setdefault("pipeline_tag", facts.by_head(_PIPELINES) or _backbone_pipeline(facts))
     results = _results(evaluation, str(pipeline))
     measured: dict[str, Any] = {"eval_results": results, "model_name": last_part(name)} if results else {}
+    kind = [] if facts.portable else ["collaborative-attention"]
     return ModelCardData(
         library_name="sentence-transformers" if facts.sentence_transformers else "transformers",
-        tags=list(dict.fromkeys(["collab_hf", "collaborative-attention", "compressed", *tags])),
+        tags=list(dict.fromkeys(["collab_hf", *kind, "compressed", *tags])),
         **taken,
         **_origin(base_model(facts)),
         **measured,
@@ -197,34 +218,29 @@ def _taken_over(source: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fields(facts: CardFacts, name: str) -> dict[str, str]:
-    from .. import __version__
-
     base, report = base_model(facts), facts.report
     linked = f"[{base}](https://huggingface.co/{base})" if base else _unpublished(facts)
     auto = facts.by_head(_AUTO_CLASSES) or "AutoModel"
     calibrated = "what the softmax sees on examples" if report.get("calibrated") else "the weights alone"
-    where = "layers" if report.get("whole") else "attention"
     note = f"Relative error: ||T - T^|| / ||T|| of the heads' score matrices, measured on {calibrated}."
     return {
         "title": name.rpartition("/")[2],
         "version": __version__,
-        "summary": f"{linked} made smaller by surgery on its {where}. It loads and runs like the original, "
-        f"a {facts.host}.",
+        "summary": f"{linked} made smaller by surgery{card_text.places(facts)}. It loads and runs like the "
+        f"original, a {facts.host}.",
         "totals": totals_table(facts.report, facts.weight_bytes),
         "divergence": card_text.divergence(facts),
-        "load_trusted": card_text.loading(facts, name, auto, trusted=True),
-        "load_package": card_text.loading(facts, name, auto, trusted=False),
-        "install": card_text.install_line(),
+        "load": card_text.ways_to_load(facts, name, auto),
         "dense": card_text.dense_again(facts, name),
         "sentence_transformers": card_text.sentence_transformers(facts, name),
         "made": card_text.how_it_was_made(facts),
         "command": card_text.commands(facts),
         "recipe": card_text.recipe(facts),
         "recovery": card_text.recovery(facts),
-        "layers": "\n".join(layer_rows(facts.report, facts.plans, facts.config["collab"].get("heads") or {})),
+        "layers": layers_table(facts.report, facts.plans, facts.collab.get("heads") or {}),
         "sources": card_text.sources(facts),
         "sizes": size_tables(report),
-        "error_note": note if report and not report.get("whole") else "",
+        "error_note": note if report.get("layers") and not report.get("whole") else "",
         "base_line": f"The original: {linked.rstrip(chr(44))}",
     }
 

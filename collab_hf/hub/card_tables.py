@@ -64,6 +64,26 @@ def size_tables(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+_LAYERS = """### Layers
+
+| layer | form | query rank | key rank | score width | content bias | relative error | query/key parameters |
+|---|---|---:|---:|---:|---|---:|---:|
+"""
+
+
+def layers_table(*known: Any) -> str:
+    """The section on layers.
+
+    Args:
+        *known: as for `layer_rows`.
+
+    Returns:
+        The section, empty where no layer has anything to say.
+    """
+    rows = list(layer_rows(*known))
+    return _LAYERS + "\n".join(rows) if rows else ""
+
+
 def layer_rows(
     report: Mapping[str, Any],
     plans: Mapping[str, Mapping[str, Any]],

@@ -18,7 +18,7 @@ _HEAL_OPTIONS = {
     "minutes": ("--minutes", None),
     "learning_rate": ("--lr", 0.01),
     "trainable": ("--trainable", "factors"),
-    "patience": ("--patience", None),
+    "patience": ("--patience", 4),
     "gradient_accumulation": ("--gradient-accumulation", 1),
     "mixed_precision": ("--mixed-precision", "auto"),
     "seed": ("--seed", 0),
@@ -27,6 +27,14 @@ _OTHER_PARTS = {
     "heads": "attention heads were left out and the output projection was refitted to those that stay",
     "value_output": "value and output projections were made narrower",
     "feed_forward": "feed-forwards have fewer neurons",
+}
+# What each section of config.json made smaller, for a card's first sentence.
+_PLACES = {
+    "layers": "attention",
+    "heads": "attention",
+    "value_output": "attention",
+    "feed_forward": "feed-forwards",
+    "embeddings": "token embeddings",
 }
 
 
@@ -49,7 +57,8 @@ def loading(facts: CardFacts, name: str, auto_class: str, trusted: bool) -> str:
     Returns:
         The lines.
     """
-    parts = [("model", auto_class, ", trust_remote_code=True" if trusted else "")]
+    needs_trust = trusted and not facts.portable
+    parts = [("model", auto_class, ", trust_remote_code=True" if needs_trust else "")]
     if facts.tokenizer:
         parts.append(("tokenizer", "AutoTokenizer", ""))
     if facts.image_processor:
@@ -64,15 +73,16 @@ def sentence_transformers(facts: CardFacts, name: str) -> str:
     """The same for sentence-transformers, where the checkpoint is one of theirs."""
     if not facts.sentence_transformers:
         return ""
+    trust = "" if facts.portable else ", trust_remote_code=True"
     return (
         "\nAs sentence embeddings:\n\n```python\nfrom sentence_transformers import SentenceTransformer\n\n"
-        f'model = SentenceTransformer("{name}", trust_remote_code=True)\n```\n'
+        f'model = SentenceTransformer("{name}"{trust})\n```\n'
     )
 
 
 def dense_again(facts: CardFacts, name: str) -> str:
     """How to get the host's own class back, where the heads hold what the forms hold."""
-    if any(facts.config["collab"].get(section) for section in _OTHER_PARTS) or not facts.plans:
+    if any(facts.collab.get(section) for section in _OTHER_PARTS) or not facts.plans:
         return ""
     heads = facts.config.get("num_attention_heads") or 1
     head_dim = facts.config.get("head_dim") or (facts.config.get("hidden_size") or 0) // heads
@@ -110,12 +120,81 @@ def how_it_was_made(facts: CardFacts) -> str:
     if found["copy"]:
         sentences.append(f"{_layers(found['copy']).capitalize()} kept what it had, in another form (copy).")
     for section, text in _OTHER_PARTS.items():
-        modules = facts.config["collab"].get(section)
+        modules = facts.collab.get(section)
         if modules:
             sentences.append(f"In {_layers(len(modules))} {text}.")
-    if facts.config["collab"].get("embeddings"):
-        sentences.append("The table of token embeddings is a narrow one and a map to the hidden size.")
-    return " ".join([*sentences, "Everything else is the original's."])
+    if facts.collab.get("embeddings"):
+        sentences.append("Token embeddings are a narrow table and a map to the model's width.")
+    return " ".join([*_before(facts), *sentences, *_trained(facts)])
+
+
+def _before(facts: CardFacts) -> Iterator[str]:
+    """What is smaller in ways that config.json's own entries say."""
+    plans = (facts.report.get("whole") or {}).get("plans") or {}
+    for stack in plans.get("blocks", {}).values() if facts.portable else ():
+        numbers = ", ".join(map(str, stack["kept"]))
+        yield f"Of the original's layers, counted from 0, these stay: {numbers}."
+    widths = {form["width"] for form in plans.get("feed_forward", {}).values()}
+    if facts.portable and widths:
+        yield (
+            f"Every feed-forward has {widths.pop()} neurons, and its output projection was refitted to those "
+            "that stay."
+        )
+    found = facts.report.get("vocabulary")
+    if found:
+        yield (
+            f"{found['rows_after']:,} of {found['rows_before']:,} rows of the vocabulary stay, those that "
+            f"{found['texts']:,} texts use and what any text needs. The tokenizer changed with it: token ids "
+            "are not the original's, and text of another kind is read in smaller pieces."
+        )
+
+
+def ways_to_load(facts: CardFacts, name: str, auto_class: str) -> str:
+    """How the model is loaded, with and without collab_hf.
+
+    Args:
+        facts: of the checkpoint.
+        name: the repository.
+        auto_class: of the model.
+
+    Returns:
+        Sentences and blocks of Python.
+    """
+    trusted = loading(facts, name, auto_class, trusted=True)
+    if facts.portable:
+        return (
+            f"This is a checkpoint of the original's own class, {facts.host}. It loads with transformers and "
+            f"with every tool that knows {facts.host}, without any other code:\n\n```python\n{trusted}\n```"
+        )
+    package = loading(facts, name, auto_class, trusted=False)
+    return (
+        "With transformers alone, by the code in this repository; nothing else has to be installed:\n\n"
+        f"```python\n{trusted}\n```\n\n"
+        f"With collab_hf installed ({install_line()}), by its code:\n\n```python\n{package}\n```"
+    )
+
+
+def _trained(facts: CardFacts) -> Iterator[str]:
+    """What else is not as it was in the original."""
+    whole = facts.recipe.get("plans") and facts.recipe.get("reconstruct_steps") != 0
+    trained = {str((found.get("config") or {}).get("trainable")) for found in facts.recoveries}
+    if "all" in trained:
+        yield "All weights were then trained to give the original's outputs."
+    elif whole or "blocks" in trained:
+        yield "All weights of the layers were then fitted to the original's outputs."
+        yield "Everything else is the original's."
+    elif "attention" in trained:
+        yield "All weights of these attention layers were then fitted to the original's outputs."
+        yield "Everything else is the original's."
+    else:
+        yield "Everything else is the original's."
+
+
+def places(facts: CardFacts) -> str:
+    """Where surgery was done, such as ` on its attention`; nothing where config.json doesn't say it."""
+    found = list(dict.fromkeys(p for s, p in _PLACES.items() if facts.collab.get(s)))
+    joined = " and ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)
+    return f" on its {joined}" if joined else ""
 
 
 def divergence(facts: CardFacts) -> str:
@@ -133,17 +212,19 @@ def divergence(facts: CardFacts) -> str:
 
 def recovery(facts: CardFacts) -> str:
     """What the recovery did."""
-    found = facts.recovery
-    if not found:
-        return ""
+    texts = [_one_recovery(found) for found in facts.recoveries]
+    return "\n### Recovery\n\n" + "\n\n".join(texts) + "\n" if texts else ""
+
+
+def _one_recovery(found: Mapping[str, Any]) -> str:
     change = [
         f"{label} {found[f'{name}_before']:.4f} → {found[f'{name}_after']:.4f}"
         for name, label in (("loss", "held-out loss"), ("agreement", "agreement with the original"))
         if isinstance(found.get(f"{name}_before"), float) and isinstance(found.get(f"{name}_after"), float)
     ]
     return (
-        f"\n### Recovery\n\nThe compressed model learned from its original on examples without labels, in "
-        f"{found.get('steps', 'some')} updates{': ' if change else ''}{', '.join(change)}.\n"
+        f"The compressed model learned from its original on examples without labels, in "
+        f"{found.get('steps', 'some')} updates{': ' if change else ''}{', '.join(change)}."
     )
 
 
@@ -153,26 +234,30 @@ def commands(facts: CardFacts) -> str:
     if not model:
         return ""
     original = base_model(facts) or last_part(str(model))
-    place = "COMPRESSED" if facts.recovery else "DIR"
-    words = ["collab-hf", "compress", original, "-o", place]
+    healed = facts.recoveries
+    # One directory for every step; the last is DIR.
+    steps = ["COMPRESSED", *(f"HEALED-{number}" for number in range(1, len(healed)))][: len(healed)]
+    places = [*steps, "DIR"]
+    words = ["collab-hf", "compress", original, "-o", places[0]]
     for name in ("revision", "subfolder", "dtype"):
         value = facts.report.get(name)
         if value and value != "auto":
             words += [f"--{name}", last_part(str(value)) if is_path(str(value)) else str(value)]
     lines = [shlex.join([*words, "--config", RECIPE_FILE])]
-    if facts.recovery:
-        lines.append(shlex.join(["collab-hf", "heal", place, "-o", "DIR", *_heal_options(facts, original)]))
+    for found, place, output in zip(healed, places, places[1:], strict=False):
+        options = _heal_options(found, facts, original)
+        lines.append(shlex.join(["collab-hf", "heal", place, "-o", output, *options]))
     return "\n```bash\n" + "\n".join(lines) + "\n```\n"
 
 
-def _heal_options(facts: CardFacts, original: str) -> Iterator[str]:
-    settings = facts.recovery.get("config") or {}
-    data = str(facts.recovery.get("data") or facts.recipe.get("calibration") or "default")
+def _heal_options(found: Mapping[str, Any], facts: CardFacts, original: str) -> Iterator[str]:
+    settings = found.get("config") or {}
+    data = str(found.get("data") or facts.recipe.get("calibration") or "default")
     yield from ("--teacher", original, "--data", last_part(data) if is_path(data) else data)
     if settings.get("minutes") is None:
-        yield from ("--steps", str(settings.get("steps") or facts.recovery.get("steps", 400)))
+        yield from ("--steps", str(settings.get("steps") or found.get("steps", 400)))
     for name, (option, default) in _HEAL_OPTIONS.items():
-        if settings.get(name, default) != default:
+        if settings.get(name, default) not in (default, None):
             yield from (option, str(settings[name]))
 
 
@@ -194,7 +279,7 @@ def _layers(count: int) -> str:
 
 def sources(facts: CardFacts) -> str:
     """Where methods come from that the model has a part of, one line each."""
-    if not facts.config["collab"].get("heads"):
+    if not facts.collab.get("heads"):
         return ""
     return (
         "- P. Michel, O. Levy, G. Neubig: Are Sixteen Heads Really Better than One?, "

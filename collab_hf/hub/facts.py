@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 
 from ..files import CARD_FILE, MODULES_FILE, RECIPE_FILE, RECOVERY_FILE, REPORT_FILE
-from ..modeling.errors import CheckpointError, ConfigError
+from ..modeling.errors import CheckpointError
+from .names import is_hub_id
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "tokenizer.model")
 
 
@@ -58,13 +58,14 @@ class CardFacts:
             CheckpointError: no compressed checkpoint, or a file that is malformed.
         """
         config = _read(directory / "config.json")
-        if not config.get("collab"):
+        report = _read(directory / REPORT_FILE, missing_ok=True)
+        if not config.get("collab") and not report.get("portable"):
             raise CheckpointError(
                 f"{directory} is not a compressed checkpoint: config.json has no collab entry"
             )
         return cls(
             config,
-            _read(directory / REPORT_FILE, missing_ok=True),
+            report,
             _read(directory / RECIPE_FILE, missing_ok=True),
             _read(directory / RECOVERY_FILE, missing_ok=True),
             card_metadata(read_card(directory)),
@@ -75,9 +76,29 @@ class CardFacts:
         )
 
     @property
+    def collab(self) -> Mapping[str, Any]:
+        """Forms by section, as config.json has them; none where the checkpoint is of the host's own class."""
+        found = self.config.get("collab")
+        return found if isinstance(found, Mapping) else {}
+
+    @property
+    def portable(self) -> bool:
+        """Whether it loads without any code of ours."""
+        return not self.collab
+
+    @property
+    def recoveries(self) -> list[Mapping[str, Any]]:
+        """What recoveries did, the first one first."""
+        found, one = [], self.recovery
+        while isinstance(one, Mapping) and one:
+            found.append(one)
+            one = one.get("earlier") or {}
+        return found[::-1]
+
+    @property
     def plans(self) -> Mapping[str, Mapping[str, Any]]:
         """Forms of the queries and keys by layer."""
-        found = self.config["collab"].get("layers", {})
+        found = self.collab.get("layers", {})
         return found if isinstance(found, Mapping) else {}
 
     @property
@@ -129,28 +150,6 @@ def base_model(facts: CardFacts) -> str | None:
         name = facts.source.get("base_model")
     name = name[0] if isinstance(name, list) and name else name
     return name if isinstance(name, str) and is_hub_id(name) else None
-
-
-def checked_id(name: str) -> str:
-    """A Hub id that a user gave.
-
-    Args:
-        name: `name` or `owner/name`.
-
-    Returns:
-        The name itself.
-
-    Raises:
-        ConfigError: no repository can have that name.
-    """
-    if not is_hub_id(name):
-        raise ConfigError(f"base_model must be a Hub id such as owner/name, got {name!r}")
-    return name
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a repository could have the name."""
-    return _HUB_ID.fullmatch(name) is not None
 
 
 def _read(file: Path, *, missing_ok: bool = False) -> dict[str, Any]:

@@ -18,8 +18,10 @@ from transformers import PreTrainedModel
 
 from ..files import CARD_FILE, WEIGHT_FILES, checkpoint_files, matches
 from ..modeling.errors import CheckpointError
+from ..progress import stage
 from .card import renewed_card
-from .facts import CardFacts, checked_id
+from .facts import CardFacts
+from .names import check_id
 from .plain_errors import plain_errors
 
 # Seconds before a lost connection is tried again; files that arrived are not sent twice.
@@ -67,8 +69,9 @@ def push(
         HubError: no token, no right to write, or no connection.
     """
     if base_model is not None:
-        checked_id(base_model)
+        check_id("base_model", base_model)
     files = _files(directory)
+    stage(f"Publishing on {repo_id}")
     api = HfApi(token=token)
     with plain_errors(repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -165,7 +168,8 @@ def _files(directory: Path) -> dict[str, Path]:
         )
     if facts.weight_bytes == 0:
         raise CheckpointError(f"{directory} has no safetensors weights")
-    for reference in {"configuration_collab.", *dict(facts.config.get("auto_map", {})).values()}:
+    entrance = set() if facts.portable else {"configuration_collab."}
+    for reference in {*entrance, *dict(facts.config.get("auto_map", {})).values()}:
         code = f"{str(reference).partition('.')[0]}.py"
         if code not in files:
             raise CheckpointError(

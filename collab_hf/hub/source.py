@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..modeling.errors import CheckpointError, ConfigError
+from ..progress import stage
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,8 @@ class Loading:
         subfolder: folder of the checkpoint inside the repository or directory.
         token: access token for the Hub.
         trust_remote_code: whether code in the checkpoint may run.
+        backbone: whether the model comes without its task head, and without weights that nothing reads.
+        base_model: Hub id of the original, for the card, where a local copy is loaded.
     """
 
     dtype: str = "auto"
@@ -32,6 +35,8 @@ class Loading:
     subfolder: str = ""
     token: str | None = None
     trust_remote_code: bool = False
+    backbone: bool = False
+    base_model: str | None = None
 
     def model(self, name: str | Path) -> PreTrainedModel:
         """Load a model in eval mode.
@@ -48,7 +53,33 @@ class Loading:
         """
         from ..checkpoint.load import load_model
 
-        return load_model(name, dtype=self.dtype, device=_find_device(self.device), **self._where())
+        stage(f"Loading {name}")
+        device = _find_device(self.device)
+        return load_model(name, dtype=self.dtype, device=device, backbone=self.backbone, **self._where())
+
+    def reference(self, name: str, model: PreTrainedModel, processor: Any) -> PreTrainedModel:
+        """Load the original of a model, to compare them on the same inputs.
+
+        Args:
+            name: Hub id or local directory of the original.
+            model: what was made of it.
+            processor: the model's; where its vocabulary was trimmed, the original reads its token ids too.
+
+        Returns:
+            The original.
+
+        Raises:
+            CheckpointError: it can't be loaded.
+            ConfigError: its tokenizer is not the one that was trimmed.
+        """
+        from ..parts.vocabulary import trim_like_
+
+        original = self.model(name)
+        rows, left = (getattr(m.config.get_text_config(), "vocab_size", None) for m in (original, model))
+        if rows is not None and left is not None and left < rows:
+            tokenizers = [getattr(p, "tokenizer", p) for p in (self.processor(name), processor)]
+            trim_like_(original, *tokenizers)
+        return original
 
     def processor(self, name: str) -> Any:
         """Load a model's tokenizer or image processor.

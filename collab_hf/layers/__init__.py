@@ -2,7 +2,6 @@
 
 from .cache import KeyValueCache
 from .collaborative import CollaborativeAttention
-from .dense import shared_from_dense
 from .multihead import MultiheadAttention
 from .statistics import InputMoments, collect_moments
 from .surgery import LayerReport, compress_layers_, convert_layers_, dense_layers
@@ -17,5 +16,4 @@ __all__ = [
     "compress_layers_",
     "convert_layers_",
     "dense_layers",
-    "shared_from_dense",
 ]

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, LayerError
+from ..modeling.initialisation import MixingInit
 from ..modeling.plan import LayerPlan
 from ..modeling.shapes import AttentionShape
 from .cache import KeyValueCache
 from .checks import checked_dropout, checked_head_dim, describe
 from .core import attend
-from .initialisation import MixingInit, fill_projection_, initialise_
+from .initialisation import fill_projection_, initialise_
 from .masks import causal_mask, combine, padding_mask, to_internal
 from .scores import SharedScores, layer_plan
 

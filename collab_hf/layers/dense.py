@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +17,14 @@ from ..modeling.plan import LayerPlan
 from ..modeling.shapes import AttentionShape
 from ..tensors import Moments, ScoreTensor, decompose
 from ..tensors.factors import SharedFactors
-from .multihead import MultiheadAttention
 from .scores import layer_plan
+
+# `MultiheadAttention` or a subclass: the module to make.
+Shared = TypeVar("Shared", bound=nn.Module)
 
 
 def shared_from_dense(
+    kind: type[Shared],
     dense: nn.MultiheadAttention,
     rank: int | None = None,
     *,
@@ -30,13 +34,14 @@ def shared_from_dense(
     key_calibration: Moments | None = None,
     damping: float = 1e-3,
     seed: int = 0,
-) -> tuple[MultiheadAttention, SharedFactors]:
+) -> tuple[Shared, SharedFactors]:
     """Give a dense module's queries and keys a shared form, in a new module.
 
     At full rank, num_heads * head_dim, the new module's outputs and weights are those of the old one. It
     keeps device, dtype, training mode and requires_grad.
 
     Args:
+        kind: class of the new module.
         dense: torch's module itself, no subclass.
         rank: width of both shared projections; None with no plan copies the heads as they are.
         plan: another form, such as tucker, instead of a rank.
@@ -69,7 +74,7 @@ def shared_from_dense(
             seed=seed,
         )
     biased = _has_biases(dense) or calibration is not None
-    shared = like_dense(dense, factors.plan, content_bias=biased)
+    shared: Any = like_dense(kind, dense, factors.plan, content_bias=biased)
     shared.scores.load_(factors)
     _copy_values_(shared, dense, heads)
     if shared.scores.sinks is not None:
@@ -80,11 +85,12 @@ def shared_from_dense(
 
 
 def like_dense(
-    dense: nn.MultiheadAttention, plan: LayerPlan, *, content_bias: bool | None = None
-) -> MultiheadAttention:
+    kind: type[Shared], dense: nn.MultiheadAttention, plan: LayerPlan, *, content_bias: bool | None = None
+) -> Shared:
     """A module of a dense one's sizes and settings, with parameters of no meaning yet.
 
     Args:
+        kind: class of the new module.
         dense: torch's module.
         plan: the form.
         content_bias: whether scores have a content bias; None where the dense module has biases.
@@ -97,7 +103,7 @@ def like_dense(
     """
     weight = dense.out_proj.weight
     with torch.random.fork_rng(devices=[]):  # surgery leaves the state of random numbers alone
-        shared = MultiheadAttention(
+        shared: Any = kind(
             dense.embed_dim,
             dense.num_heads,
             dense.dropout,
@@ -119,7 +125,8 @@ def like_dense(
         parameter.requires_grad_(getattr(dense.out_proj, name).requires_grad)
     if shared.bias_v is not None and dense.bias_v is not None:
         shared.bias_v.requires_grad_(dense.bias_v.requires_grad)
-    return shared.train(dense.training)
+    made: Shared = shared.train(dense.training)
+    return made
 
 
 def dense_shape(dense: nn.MultiheadAttention) -> AttentionShape:
@@ -190,7 +197,7 @@ def _has_biases(dense: nn.MultiheadAttention) -> bool:
 
 
 @torch.no_grad()
-def _copy_values_(shared: MultiheadAttention, dense: nn.MultiheadAttention, heads: _DenseHeads) -> None:
+def _copy_values_(shared: Any, dense: nn.MultiheadAttention, heads: _DenseHeads) -> None:
     shared.value.weight.copy_(heads.value)
     if heads.value_bias is not None:
         shared.value.bias.copy_(heads.value_bias)

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..errors import ConfigError, LayerError
+from ..modeling.initialisation import MixingInit
 from ..modeling.plan import LayerPlan
 from ..modeling.shapes import AttentionShape
 from ..tensors import Moments
 from .checks import check_inputs, checked_dropout, checked_head_dim, describe
 from .core import attend
-from .initialisation import MixingInit, fill_projection_, initialise_
+from .dense import shared_from_dense
+from .initialisation import fill_projection_, initialise_
 from .masks import allow_sinks, combine, head_mask, padding_mask
 from .scores import SharedScores, layer_plan
 
@@ -130,7 +132,7 @@ class MultiheadAttention(nn.MultiheadAttention):
             key_calibration: moments of the keys' input; None for those of the queries.
 
         Returns:
-            The module; `shared_from_dense` gives the decomposition's error too.
+            The module.
 
         Raises:
             FamilyError: not a plain nn.MultiheadAttention.
@@ -138,9 +140,8 @@ class MultiheadAttention(nn.MultiheadAttention):
             ConfigError: a rank and a plan.
             DecompositionError: moments that do not fit, or weights that are not finite.
         """
-        from .dense import shared_from_dense  # which itself needs this class
-
         shared, _ = shared_from_dense(
+            cls,
             dense,
             rank,
             plan=plan,

@@ -18,7 +18,11 @@ from .core import HeadScores
 
 
 def layer_plan(
-    shape: AttentionShape, rank: int | None, plan: LayerPlan | None, dims_per_head: int | None
+    shape: AttentionShape,
+    rank: int | None,
+    plan: LayerPlan | None,
+    dims_per_head: int | None,
+    where: str = "",
 ) -> LayerPlan:
     """The form that a layer's arguments name.
 
@@ -27,6 +31,7 @@ def layer_plan(
         rank: width of both shared projections (cp); None with no plan gives every head its own (copy).
         plan: any other form, instead of a rank.
         dims_per_head: shared dimensions that each head uses; None for all of them.
+        where: the layer's name, for messages.
 
     Returns:
         The plan, checked against the shape.
@@ -42,10 +47,10 @@ def layer_plan(
             full = shape.full_rank
             return LayerPlan("copy", full, full, shape.head_dim, content_bias="folded")
         width = rank if dims_per_head is None else dims_per_head
-        return LayerPlan("cp", rank, rank, width, content_bias="folded").check(shape)
+        return LayerPlan("cp", rank, rank, width, content_bias="folded").check(shape, where)
     if rank is not None or dims_per_head is not None:
         raise ConfigError("give a plan, or rank and dims_per_head, not both")
-    return plan.check(shape)
+    return plan.check(shape, where)
 
 
 class SharedScores(nn.Module):
@@ -122,10 +127,10 @@ class SharedScores(nn.Module):
             bias = key[..., self.plan.key_rank :].transpose(1, 2).unsqueeze(2) * self.scaling
             key = key[..., : self.plan.key_rank]
         if decoding and self.mixing.derives_keys:
-            queries, keys = self.mixing.latent_queries(query), key.unsqueeze(1)
+            queries, keys = self.mixing("latent_queries", query), key.unsqueeze(1)
         else:
             width = self.plan.score_width
-            queries, keys = self.mixing.queries(query, width), self.mixing.keys(key, width)
+            queries, keys = self.mixing("queries", query, width), self.mixing("keys", key, width)
         if self.sinks is not None:
             queries, keys = self._append_sinks(self.sinks(hidden_states), queries, keys)
             bias = None if bias is None else F.pad(bias, (0, self.num_sinks))

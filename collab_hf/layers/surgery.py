@@ -85,6 +85,7 @@ def compress_layers_(
     for name, layer in found.items():
         seen = moments.get(name)
         made[name] = shared_from_dense(
+            MultiheadAttention,
             layer,
             plan=plans[name],
             calibration=None if seen is None else seen.query,
@@ -121,7 +122,10 @@ def convert_layers_(
     for name in plans:
         if name not in found:
             raise FamilyError(f"the model has no torch.nn.MultiheadAttention at {name!r}")
-    made = {name: like_dense(found[name], plan, content_bias=content_bias) for name, plan in plans.items()}
+    made = {
+        name: like_dense(MultiheadAttention, found[name], plan, content_bias=content_bias)
+        for name, plan in plans.items()
+    }
     _install_(model, {name: found[name] for name in plans}, made)
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..errors import DataError
 from ..parts.heads.gates import gated, without
 from ..parts.heads.sites import Head, head_counts, head_sites
+from ..progress import Steps
 from .answers import Answers, Metric
 from .bench_plot import check_plotting
 
@@ -89,7 +89,7 @@ def ablate_heads(
     bases = metric(whole, draws)
     heads = [(name, head) for name, count in counts.items() for head in range(count)]
     found = []
-    for name, head in tqdm(heads, desc="Ablating", unit="head", disable=not progress):
+    for name, head in Steps(heads, title="Switching heads off", unit="head", progress=progress):
         with gated(model, without(model, _switched_off(counts, name, head, all_but_one))):
             changed = answers(model)
         value = float(metric(changed, everyone))

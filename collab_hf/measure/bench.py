@@ -234,8 +234,15 @@ def check_case(model: PreTrainedModel, case: Case) -> None:
 
 
 def image_length(model: PreTrainedModel) -> int | None:
-    """Tokens that an image of the model's own size becomes, its class token included; None for others."""
-    config: Any = model.config
+    """Tokens that an image of the model's own size becomes, its class token included.
+
+    Args:
+        model: of any kind.
+
+    Returns:
+        Their number; None where inputs are no images, or a composite's config does not say their size.
+    """
+    config: Any = getattr(model.config, "encoder", model.config)  # a composite's has the sizes
     if model.main_input_name != "pixel_values" or not hasattr(config, "image_size"):
         return None
     sizes = [s if isinstance(s, list | tuple) else (s, s) for s in (config.image_size, config.patch_size)]

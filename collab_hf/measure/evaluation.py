@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..calibration.examples import ExampleBatches
 from ..errors import DataError
 from ..host.inputs import Pooling, move, pool
+from ..progress import Steps
 from .texts import batches_of_texts, label_id
 
 
@@ -207,7 +207,7 @@ def right_answers(
         guesses = torch.cat(
             [
                 model(**move(batch, model.device, model.dtype)).logits.argmax(-1).cpu()
-                for batch in tqdm(batches, desc="Evaluating", unit="batch", disable=not progress)
+                for batch in Steps(batches, title="Evaluating", unit="batch", progress=progress)
             ]
         )
     right = torch.empty(len(sentences), dtype=torch.float64)
@@ -252,15 +252,37 @@ def measure_agreement(
     return Agreement(found.mean().item(), found.min().item(), (error / norm) ** 0.5, len(found))
 
 
+def embeddings(model: PreTrainedModel, batches: ExampleBatches, *, progress: bool = False) -> Tensor:
+    """What a model makes of examples.
+
+    Args:
+        model: in eval mode.
+        batches: texts or images.
+        progress: whether to draw a progress bar on stderr.
+
+    Returns:
+        One row an example (text: mean of the last hidden states; images: the CLS state), float32.
+    """
+    found = [
+        pool(states, mask, "cls" if mask is None else "mean")
+        for states, mask in _run(model, batches, progress)
+    ]
+    return torch.cat(found)
+
+
 def _run(
     model: PreTrainedModel, batches: ExampleBatches, progress: bool
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Last hidden states in float32 on the CPU, and the mask of real tokens (None for images)."""
-    for batch in tqdm(batches, desc="Evaluating", unit="batch", disable=not progress):
+    for batch in Steps(batches, title="Evaluating", unit="batch", progress=progress):
+        if "input_ids" in batch:  # questions of several choices, as so many texts
+            batch = {name: value.flatten(0, -2) for name, value in batch.items()}
         with torch.inference_mode():
             output = model.base_model(**move(batch, model.device, model.dtype))
         # A plain tuple where config.json says return_dict: false.
-        last = output[0] if isinstance(output, tuple) else output.last_hidden_state
+        last = output[0] if isinstance(output, tuple) else output.get("last_hidden_state")
+        if not isinstance(last, Tensor):
+            raise DataError(f"{type(model).__name__} gives no hidden states to compare, as a base model does")
         states = last.float().cpu()
         if not torch.isfinite(states).all():
             raise DataError(f"the hidden states of {type(model).__name__} are not finite")

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..calibration.statistics import collect_statistics
@@ -22,6 +21,7 @@ from ..parts.query_key.candidates import score_tensor
 from ..parts.query_key.costs import attention_operations, break_even_length
 from ..parts.query_key.options import all_options, kind
 from ..parts.query_key.spectra import seen_scores
+from ..progress import Steps
 from ..tensors import ScoreTensor
 from ..tensors.linalg import product_svd
 from ..tensors.moments import LayerStatistics
@@ -146,7 +146,7 @@ def inspect_model(
         statistics = collect_statistics(model, modules, calibration, progress=progress)
     config = CollabConfig(damping=damping)
     found = []
-    for key, site in tqdm(sites.items(), desc="Spectra", unit="layer", disable=not progress):
+    for key, site in Steps(sites.items(), title="Computing spectra", unit="layer", progress=progress):
         with torch.no_grad():
             found.append(_inspect_layer(site, None if statistics is None else statistics[key], config))
     return Inspection(

@@ -132,7 +132,7 @@ class CollabAttention(nn.Module):
             key, bias = key[..., : plan.key_rank], key[..., plan.key_rank :].transpose(1, 2).unsqueeze(2)
         weights = None
         if cached and length == 1 and backend == "sdpa" and mixing.derives_keys:
-            query, key = mixing.latent_queries(query), key.unsqueeze(1)
+            query, key = mixing("latent_queries", query), key.unsqueeze(1)
             output = self._wide(query, key, value, bias, mask, False)
         elif backend == "sdpa" and prefers_pieces(
             query, keys, plan.score_width, value.shape[-1], self._dropout()
@@ -140,7 +140,7 @@ class CollabAttention(nn.Module):
             output = self._in_pieces(query, key, value, bias, mask, causal)
         elif plan.score_width > value.shape[-1] and backend != "eager":
             self._check_backend(f"a score width of {plan.score_width} > {value.shape[-1]}")
-            query, key = mixing.queries(query, plan.score_width), mixing.keys(key, plan.score_width)
+            query, key = mixing("queries", query, plan.score_width), mixing("keys", key, plan.score_width)
             output = self._wide(query, key, value, bias, mask, causal)
         else:
             # Kernels want queries, keys and values of one width; eager takes any.
@@ -177,7 +177,7 @@ class CollabAttention(nn.Module):
             mask: Tensor | None,
             bias: Tensor | None,
         ) -> None:
-            query, key = mixing.queries_and_keys(query, key, dtype)
+            query, key = mixing("queries_and_keys", query, key, dtype)
             attend_(output, query, key, value.to(dtype), scaling, mask=mask, bias=bias, causal=causal)
 
         most = samples_at_once(length * heads * width * dtype.itemsize)
@@ -212,7 +212,7 @@ class CollabAttention(nn.Module):
         if bias is not None and self.collab_plan.score_width < width:
             return *self._carry_bias(query, key, bias, width), mask
         length = query.shape[1]
-        query, key = self.mixing.queries(query, width), self.mixing.keys(key, width)
+        query, key = self.mixing("queries", query, width), self.mixing("keys", key, width)
         if bias is not None:
             self._check_backend(f"an exact content bias with a score width of {width}")
             mask = add_to_mask(bias * self._scaling(), mask, length, causal)
@@ -224,7 +224,7 @@ class CollabAttention(nn.Module):
         So a mask stays as small as it was, and boolean.
         """
         narrow, heads = self.collab_plan.score_width, self.mixing.num_heads
-        query, key = self.mixing.queries(query, narrow), self.mixing.keys(key, narrow)
+        query, key = self.mixing("queries", query, narrow), self.mixing("keys", key, narrow)
         query = F.pad(query, (0, 1), value=1.0)
         key = torch.cat([key.expand(-1, heads, -1, -1), bias.transpose(2, 3)], -1)
         spare = (0, width - narrow - 1)

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     # Also what tells transformers to ship that file with a checkpoint.
     from .modeling_collab import model_class as model_class
 
-# Newest layout of config.json and of the factors' names; a newer one is refused. 1 knows queries and keys.
-FORMAT = 2
-
 # Set by the package to register model classes with the Auto classes when a config is first met.
 on_config: Callable[[type[PreTrainedConfig]], None] | None = None
 

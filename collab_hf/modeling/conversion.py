@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .attention import CollabAttention
+from .errors import ConfigError
 from .families import Family, attention_row, family_of, find_host, row_of_class
 from .mixing import build_mixing
 from .plan import LayerPlan
@@ -53,7 +54,10 @@ def collab_attention_class(host: type[nn.Module], family: Family) -> type[nn.Mod
 
 
 def convert_(module: Any, plan: LayerPlan, name: str = "") -> None:
-    """Turn a dense attention module into a collaborative one, in place; factors are left uninitialised.
+    """Turn a dense attention module into a collaborative one, in place; the mixing is left uninitialised.
+
+    Shared projections begin as the first rows of the dense ones, which is the host's own initialisation where
+    a model is new. An exact content bias begins at zero.
 
     Keeps the module and its projections as objects (hooks stay), their device, dtype, training mode and
     requires_grad. But where a tied plan leaves the key projection nothing to do, None takes its place; and
@@ -65,10 +69,14 @@ def convert_(module: Any, plan: LayerPlan, name: str = "") -> None:
         name: the module's name, for messages.
 
     Raises:
-        ConfigError: the module is no attention that collab_hf knows.
+        ConfigError: the module is no attention that collab_hf knows, or one whose queries and keys stay.
         RankError: the plan does not fit the module.
     """
     family = attention_row(module)
+    if (reason := family.refusal(module)) is not None:
+        raise ConfigError(
+            f"queries and keys of {type(module).__name__} can't be compressed: {reason} ({name})"
+        )
     shape = family.shape(module)
     plan.check(shape, name)
     weight = family.slot(module, "query").weight
@@ -83,9 +91,9 @@ def convert_(module: Any, plan: LayerPlan, name: str = "") -> None:
         mixing = build_mixing(plan, shape.num_heads).to(weight.dtype)
     mixing.requires_grad_(weight.requires_grad)
     mixing.train(module.training)
-    _resize_(query, plan.query_rank)
+    _resize_(query, plan.query_rank, plan.query_rank)
     if rows:
-        _resize_(key, rows)
+        _resize_(key, rows, 0 if plan.tied else plan.key_rank)
     else:
         setattr(module, family.key, None)
     module.__class__ = collab_attention_class(host_class, family)
@@ -93,11 +101,11 @@ def convert_(module: Any, plan: LayerPlan, name: str = "") -> None:
     module.mixing = mixing
 
 
-def _resize_(linear: Any, out_features: int) -> None:
+def _resize_(linear: Any, out_features: int, kept: int) -> None:
     old = linear.weight
-    linear.weight = nn.Parameter(
-        old.new_empty(out_features, linear.in_features), requires_grad=old.requires_grad
-    )
+    weight = old.new_zeros(out_features, linear.in_features)
+    weight[:kept] = old.detach()[:kept]
+    linear.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
     linear.bias = None
     linear.out_features = out_features
 

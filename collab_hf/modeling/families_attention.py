@@ -17,15 +17,14 @@ from .families_contracts import (
     GPT2,
     HEAD_BIAS,
     LAYOUT,
-    LLAMA,
     OPT,
     POST_NORM,
-    RELATIVE,
     ROTARY,
     T5,
     VIT,
     rows,
 )
+from .families_kept import KEPT
 from .families_row import Family
 
 _BERT_LIKE = {
@@ -165,9 +164,6 @@ FAMILIES: dict[str, Family] = {
     "Data2VecVisionSdpaSelfAttention": replace(
         BERT, model_types=("data2vec-vision",), gain=None, scaling=None, bias="window", keeps_heads=HEAD_BIAS
     ),
-    "WavLMAttention": replace(
-        OPT, model_types=("wavlm",), refuses="its scores are gated by relative positions and queries"
-    ),
     # --- two towers
     **rows(
         CLIP,
@@ -229,64 +225,5 @@ FAMILIES: dict[str, Family] = {
         layer_index="layer_id",
         bias="local",
     ),
-    # --- what keeps its queries and keys
-    **rows(
-        LLAMA,
-        "Attention",
-        {
-            "cohere": "Cohere",
-            "gemma": "Gemma",
-            "gemma2": "Gemma2",
-            "gemma3_text": "Gemma3",
-            "granite": "Granite",
-            "llama": "Llama",
-            "mistral": "Mistral",
-            "olmo": "Olmo",
-            "olmo2": "Olmo2",
-            "qwen2": "Qwen2",
-            "qwen3": "Qwen3",
-            "smollm3": "SmolLM3",
-        },
-    ),
-    **rows(
-        LLAMA,
-        "Attention",
-        {"nomic_bert": "NomicBert"},
-        num_key_value_heads=None,
-        gain="..post_attention_layernorm.weight",
-    ),
-    **rows(
-        VIT,
-        "Attention",
-        {"dinov3_vit": "DINOv3ViT"},
-        num_heads="num_heads",
-        dropout="dropout",
-        gain="..layer_scale1.lambda1",
-        refuses=ROTARY,
-    ),
-    "ModernBertAttention": replace(
-        VIT,
-        model_types=("modernbert",),
-        query="Wqkv:0/3",
-        key="Wqkv:1/3",
-        value="Wqkv:2/3",
-        output="Wo",
-        num_heads="config.num_attention_heads",
-        refuses=ROTARY,
-    ),
-    "RoFormerSelfAttention": replace(
-        BERT, model_types=("roformer",), source="encoder_hidden_states", refuses=ROTARY
-    ),
-    # Named by its module too, as two have the name. The first's one projection interleaves the heads.
-    "deberta.DisentangledSelfAttention": replace(
-        BERT, model_types=("deberta",), query="", key="", value="", refuses=RELATIVE
-    ),
-    "DisentangledSelfAttention": replace(
-        BERT,
-        model_types=("deberta-v2",),
-        query="query_proj",
-        key="key_proj",
-        value="value_proj",
-        refuses=RELATIVE,
-    ),
+    **KEPT,
 }

@@ -12,6 +12,9 @@ from .families_row import Family
 
 ROTARY = "its queries and keys are turned by their positions (rotary embeddings)"
 HEAD_BIAS = "each of its heads has a position bias of its own"
+HEADS_NORM = "its queries and keys are normed over all heads together"
+SHORTENED = "its keys and values read a shorter sequence that its forward makes"
+GATED_POSITIONS = "its scores are gated by relative positions and queries"
 RELATIVE = "its scores hold terms of queries and keys with relative positions"
 
 
@@ -77,11 +80,7 @@ GPT2 = Family(
     ending="dropout",
     source="encoder_hidden_states",
     source_mask="encoder_attention_mask",
+    all_heads="split_size",
     crossing=(("query", "q_attn"), ("key", "c_attn:0/2"), ("value", "c_attn:1/2"), ("cross", True)),
 )
-LLAMA = replace(
-    VIT,
-    num_heads="config.num_attention_heads",
-    num_key_value_heads="config.num_key_value_heads",
-    refuses=ROTARY,
-)
+LLAMA = replace(VIT, num_heads=None, shares_keys=True, refuses=ROTARY)

@@ -35,8 +35,8 @@ class Family:
         key: the key projection.
         value: the value projection.
         output: path of the output projection, which reads all heads side by side.
-        num_heads: number of heads.
-        num_key_value_heads: number of heads of keys and values where several queries share one; else None.
+        num_heads: number of heads; None where forward takes as many as the query projection gives.
+        shares_keys: several queries' heads may share one head of keys and values.
         head_dim: width of one head.
         all_heads: an attribute with the width of all heads that forward goes by; None for none.
         dropout: dropout of the attention weights, an nn.Dropout or a float.
@@ -56,6 +56,7 @@ class Family:
         layer_index: the layer's number in the cache.
         bias: name in `position_bias.BIASES` of what the class adds to the scores; None for nothing.
         keeps_heads: why no head of the class can go; None where one can.
+        keeps_heads_if: an attribute that is true where they can't; None for always.
         results: what forward gives: `pair` of output and weights, `listed` (weights where asked for), `t5`
             (the position bias between them), or the `output` alone.
         refuses: why queries and keys of the class can't be compressed; None where they can.
@@ -69,8 +70,8 @@ class Family:
     key: str = "key"
     value: str = "value"
     output: str = "..output.dense"
-    num_heads: str = "num_attention_heads"
-    num_key_value_heads: str | None = None
+    num_heads: str | None = "num_attention_heads"
+    shares_keys: bool = False
     head_dim: str = "attention_head_size"
     all_heads: str | None = None
     dropout: str = "dropout"
@@ -86,6 +87,7 @@ class Family:
     layer_index: str = "layer_idx"
     bias: str | None = None
     keeps_heads: str | None = None
+    keeps_heads_if: str | None = None
     results: Literal["pair", "listed", "t5", "output"] = "pair"
     refuses: str | None = None
     refuses_if: str | None = None
@@ -102,17 +104,22 @@ class Family:
         Returns:
             The reason, or None where it can.
         """
-        always = self.refuses_if is None
-        refused = always or attrgetter(self.refuses_if or "")(module) == self.refuses_value
-        return self.reason(part) if refused else replace(self, refuses=None).reason(part)
+        row = self
+        if self.refuses_if is not None and attrgetter(self.refuses_if)(module) != self.refuses_value:
+            row = replace(row, refuses=None)
+        if self.keeps_heads_if is not None and not getattr(module, self.keeps_heads_if):
+            row = replace(row, keeps_heads=None)
+        return row.reason(part)
 
     def reason(self, part: str) -> str | None:
         """Why a part can't be made smaller in modules of this family that are refused at all."""
-        if part == "query_key" or self.refuses is not None:
+        if part == "query_key":
             return self.refuses
-        if self.is_fused:
-            return "its queries, keys and values are parts of one projection"
-        return self.keeps_heads if part == "heads" else None
+        if part == "heads":
+            return self.keeps_heads
+        if self.refuses is not None:
+            return "values get narrower only beside a form of queries and keys"
+        return "its queries, keys and values are parts of one projection" if self.is_fused else None
 
     def shape(self, module: nn.Module) -> AttentionShape:
         """Sizes of an attention module of this family, dense or converted."""
@@ -120,15 +127,20 @@ class Family:
         key = query if self.lacks_key(module) else self.slot(module, "key")
         biases = sum(slot.bias.numel() for slot in (query, key) if slot.bias is not None)
         sizes = query.weight.shape[1], key.weight.shape[1]
-        return AttentionShape(*sizes, self.heads(module), self.width(module), biases, self.cross)
+        shared = self.key_value_heads(module) if self.shares_keys else 0
+        return AttentionShape(*sizes, self.heads(module), self.width(module), biases, self.cross, shared)
 
     def heads(self, module: nn.Module) -> int:
         """Number of heads."""
+        if self.num_heads is None:
+            return len(self.slot(module, "query").weight) // self.width(module)
         return int(attrgetter(self.num_heads)(module))
 
     def key_value_heads(self, module: nn.Module) -> int:
         """Number of heads of keys and values."""
-        return int(attrgetter(self.num_key_value_heads or self.num_heads)(module))
+        if self.shares_keys:
+            return len(self.slot(module, "key").weight) // self.width(module)
+        return self.heads(module)
 
     def width(self, module: nn.Module) -> int:
         """Width of one head."""

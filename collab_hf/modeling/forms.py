@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from .errors import RankError
 
 if TYPE_CHECKING:
-    from .plan import LayerPlan
-    from .shapes import AttentionShape
+    from .shapes import AttentionShape, Ranks
 
 
 class Form:
@@ -31,11 +30,11 @@ class Form:
     exact: ClassVar[bool] = False
     container: ClassVar[str] = "cp"
 
-    def mixing(self, plan: LayerPlan) -> str:
+    def mixing(self, plan: Ranks) -> str:
         """Name of the class in mixing.py that reads per-head queries and keys from the shared ones."""
         raise NotImplementedError
 
-    def check(self, plan: LayerPlan, shape: AttentionShape, at: str) -> None:
+    def check(self, plan: Ranks, shape: AttentionShape, at: str) -> None:
         """Refuse ranks that the layer can't have.
 
         Args:
@@ -56,23 +55,23 @@ class Form:
             raise RankError(f"key_groups, head_rank and tied belong to tucker, got {self.method}{at}")
         check_range(self.width_setting, plan.score_width, plan.key_rank, at)
 
-    def mixing_parameters(self, plan: LayerPlan, num_heads: int) -> int:
+    def mixing_parameters(self, plan: Ranks, num_heads: int) -> int:
         """Trainable numbers of the mixing, content bias aside."""
         return 0
 
-    def mixing_products(self, plan: LayerPlan, num_heads: int) -> int:
+    def mixing_products(self, plan: Ranks, num_heads: int) -> int:
         """Multiply-adds per token from shared queries and keys to those of all heads."""
         return self.mixing_parameters(plan, num_heads)
 
-    def kind(self, plan: LayerPlan) -> str:
+    def kind(self, plan: Ranks) -> str:
         """The form with what sets it apart from others of its method, ranks aside."""
         return self.method
 
-    def ranks(self, plan: LayerPlan) -> str:
+    def ranks(self, plan: Ranks) -> str:
         """The ranks as tables show them."""
         return str(plan.query_rank)
 
-    def label(self, plan: LayerPlan) -> str:
+    def label(self, plan: Ranks) -> str:
         """Form and ranks in few characters."""
         return f"{self.method} {self.ranks(plan)}"
 
@@ -84,10 +83,10 @@ class Copy(Form):
     settings = frozenset()
     exact = True
 
-    def mixing(self, plan: LayerPlan) -> str:  # noqa: D102
+    def mixing(self, plan: Ranks) -> str:  # noqa: D102
         return "CopyMixing"
 
-    def check(self, plan: LayerPlan, shape: AttentionShape, at: str) -> None:  # noqa: D102
+    def check(self, plan: Ranks, shape: AttentionShape, at: str) -> None:  # noqa: D102
         super().check(plan, shape, at)
         if (plan.query_rank, plan.score_width) != (shape.full_rank, shape.head_dim):
             raise RankError(
@@ -101,7 +100,7 @@ class Svd(Form):
 
     method = "svd"
 
-    def mixing(self, plan: LayerPlan) -> str:  # noqa: D102
+    def mixing(self, plan: Ranks) -> str:  # noqa: D102
         return "SelectionMixing"
 
 
@@ -112,10 +111,10 @@ class Cp(Form):
     settings = frozenset({"rank", "dims_per_head"})
     width_setting = "dims_per_head"
 
-    def mixing(self, plan: LayerPlan) -> str:  # noqa: D102
+    def mixing(self, plan: Ranks) -> str:  # noqa: D102
         return "DiagonalMixing" if plan.score_width == plan.query_rank else "WeightedSelectionMixing"
 
-    def mixing_parameters(self, plan: LayerPlan, num_heads: int) -> int:  # noqa: D102
+    def mixing_parameters(self, plan: Ranks, num_heads: int) -> int:  # noqa: D102
         return num_heads * plan.score_width
 
 
@@ -126,10 +125,10 @@ class Tucker(Form):
     settings = frozenset({"rank", "query_rank", "key_rank", "score_width", "key_groups", "head_rank", "tied"})
     container = "tucker"
 
-    def mixing(self, plan: LayerPlan) -> str:  # noqa: D102
+    def mixing(self, plan: Ranks) -> str:  # noqa: D102
         return "TiedCoreMixing" if plan.tied and plan.narrows_keys else "CoreMixing"
 
-    def check(self, plan: LayerPlan, shape: AttentionShape, at: str) -> None:  # noqa: D102
+    def check(self, plan: Ranks, shape: AttentionShape, at: str) -> None:  # noqa: D102
         check_range("query_rank", plan.query_rank, min(shape.full_rank, shape.query_size), at)
         check_range("key_rank", plan.key_rank, min(shape.full_rank, shape.key_size * plan.key_groups), at)
         check_range("key_groups", plan.key_groups, shape.num_heads, at)
@@ -154,29 +153,29 @@ class Tucker(Form):
         if plan.tied:
             _check_tied(plan, shape, at)
 
-    def mixing_parameters(self, plan: LayerPlan, num_heads: int) -> int:  # noqa: D102
+    def mixing_parameters(self, plan: Ranks, num_heads: int) -> int:  # noqa: D102
         cores = (plan.head_rank or num_heads) * plan.score_width * plan.query_rank
         return cores + num_heads * (plan.head_rank or 0) + self._key_cores(plan, num_heads)
 
-    def mixing_products(self, plan: LayerPlan, num_heads: int) -> int:  # noqa: D102
+    def mixing_products(self, plan: Ranks, num_heads: int) -> int:  # noqa: D102
         return num_heads * plan.score_width * plan.query_rank + self._key_cores(plan, num_heads)
 
-    def _key_cores(self, plan: LayerPlan, num_heads: int) -> int:
+    def _key_cores(self, plan: Ranks, num_heads: int) -> int:
         return num_heads * plan.score_width * plan.key_rank if plan.narrows_keys else 0
 
-    def kind(self, plan: LayerPlan) -> str:  # noqa: D102
+    def kind(self, plan: Ranks) -> str:  # noqa: D102
         if plan.tied:
             return "tied tucker"
         return "tucker, narrowed keys" if plan.narrows_keys else "tucker, one shared key"
 
-    def ranks(self, plan: LayerPlan) -> str:  # noqa: D102
+    def ranks(self, plan: Ranks) -> str:  # noqa: D102
         return f"{plan.query_rank}x{plan.key_rank}"
 
-    def label(self, plan: LayerPlan) -> str:  # noqa: D102
+    def label(self, plan: Ranks) -> str:  # noqa: D102
         return f"{plan.form_name} {self.ranks(plan)}/{plan.score_width}"
 
 
-def _check_tied(plan: LayerPlan, shape: AttentionShape, at: str) -> None:
+def _check_tied(plan: Ranks, shape: AttentionShape, at: str) -> None:
     if plan.key_groups > 1 or plan.head_rank is not None:
         raise RankError(f"tied belongs to tucker without key_groups and head_rank{at}")
     if shape.cross or shape.query_size != shape.key_size:

@@ -80,7 +80,8 @@ def heads_of(model_type: str) -> dict[str, str]:
         model_type: such as `bert`.
 
     Returns:
-        `AutoModelForMaskedLM` -> `BertForMaskedLM`, and so on; the first where there are several.
+        `AutoModelForMaskedLM` -> `BertForMaskedLM`, and so on; the first where there are several. Those that
+        read another type's config are left out.
 
     Raises:
         VersionError: the Auto classes lack their tables.
@@ -94,7 +95,13 @@ def heads_of(model_type: str) -> dict[str, str]:
             if model_type in classes:
                 entry = classes[model_type]
                 found[name] = entry if isinstance(entry, str) else entry[0]
-    return found
+    return {name: host for name, host in found.items() if _reads(host, model_type)}
+
+
+def _reads(host: str, model_type: str) -> bool:
+    """Whether a class of transformers is for configs of a type; Qwen2's AutoModelForDecision is not."""
+    config = getattr(getattr(transformers, host, None), "config_class", None)
+    return config is None or bool(config.model_type == model_type)
 
 
 class _Derived(dict[str, Any]):

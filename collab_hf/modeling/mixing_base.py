@@ -5,6 +5,8 @@ Shapes as in mixing.py. This file ships with saved checkpoints: it imports torch
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,6 +34,18 @@ class Mixing(nn.Module):
         self.score_width = plan.score_width
         folded = plan.content_bias == "folded"
         self.bias = nn.Parameter(torch.zeros(num_heads, plan.score_width)) if folded else None
+
+    def forward(self, what: str, *args: Any) -> Any:
+        """What one of the methods gives, by a call that hooks see: accelerate's bring weights from disk.
+
+        Args:
+            what: the method's name.
+            *args: its arguments.
+
+        Returns:
+            What the method returns.
+        """
+        return getattr(self, what)(*args)
 
     def queries(self, shared: Tensor, width: int) -> Tensor:
         """Per-head queries.

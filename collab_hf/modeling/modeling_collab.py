@@ -24,8 +24,7 @@ from .embeddings import LowRankEmbedding, resized_head
 from .errors import CheckpointError, ConfigError
 from .families import find_host, relative_name
 from .host_internals import forget_renaming_, heads_of, share_renaming
-from .mixing import SelectionMixing
-from .mixing_base import Mixing
+from .initialisation import checked_mixing, fill_mixing_
 from .plans import apply_plans_, read_plans, write_plans
 
 _CLASSES: dict[str, type[PreTrainedModel]] = {}
@@ -48,17 +47,20 @@ class _CollabModel:
         apply_plans_(self, plans)  # type: ignore[arg-type]
         if any(plans.values()):
             forget_renaming_(self)  # type: ignore[arg-type]
-        # The host initialised its own layers; what has taken their place since is still empty memory.
+        # The host initialised its own layers; what has taken their place since is still empty memory. Shared
+        # projections are not: they are rows of the host's.
         for _, module in list(changed_modules(self)):  # type: ignore[arg-type]
-            for inner in module.modules():
+            for inner in [module] if isinstance(module, CollabAttention) else module.modules():
                 self._init_weights(inner)
         adopt_configs_(self, plans)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, CollabAttention):
-            # Hosts name projections and biases here that are gone; their modules come one by one.
-            _init_mixing(module.mixing, getattr(self.config, "initializer_range", 0.02))  # type: ignore[attr-defined]
+            # Hosts name projections and biases here that are gone.
+            name = (self.config.collab or {}).get("mixing")  # type: ignore[attr-defined]
+            head_dim = module.collab_family.width(module)
+            fill_mixing_(module.mixing, head_dim, checked_mixing(name, module.collab_plan))
             return
         super()._init_weights(module)  # type: ignore[misc]
         if isinstance(module, LowRankEmbedding):
@@ -130,6 +132,8 @@ def model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         A subclass named `Collab` + the base's name.
     """
     name = "Collab" + base.__name__
+    if name in _CLASSES and base not in _CLASSES[name].__bases__:
+        del _CLASSES[name]  # a notebook's cell that defines a class was run again
     if name not in _CLASSES:
         members = {
             "__doc__": base.__doc__,
@@ -144,18 +148,22 @@ def model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     return _CLASSES[name]
 
 
-def _init_mixing(mixing: Mixing, std: float) -> None:
-    """Numbers that a checkpoint is to replace."""
-    for name, parameter in mixing.named_parameters():
-        if name == "bias":
-            init.zeros_(parameter)
-        elif name == "weight":
-            init.ones_(parameter)
-        else:
-            init.normal_(parameter, std=std)
-    if isinstance(mixing, SelectionMixing):
-        index = torch.arange(mixing.index.numel()) % mixing.query_rank
-        init.copy_(mixing.index, index.view_as(mixing.index))
+def own_class(name: str) -> type[PreTrainedModel] | None:
+    """A user's own model class by its name.
+
+    Args:
+        name: such as `MyBert`.
+
+    Returns:
+        The class that was defined last under this name, if the module that does so is imported; else None.
+    """
+    found, waiting = None, list(PreTrainedModel.__subclasses__())
+    while waiting:
+        one = waiting.pop(0)
+        waiting.extend(one.__subclasses__())
+        if one.__name__ == name and not one.__module__.startswith("transformers."):
+            found = one
+    return found
 
 
 def _config_class_of(model: type[PreTrainedModel]) -> type[PreTrainedConfig]:
@@ -171,7 +179,7 @@ def __getattr__(name: str) -> type[PreTrainedModel]:
         # Parts of models, such as Dinov2Encoder, are not at the top.
         if name in _CLASSES:
             return _CLASSES[name]  # of a user's own model too
-        base = getattr(transformers, host, None) or find_host(host)
+        base = getattr(transformers, host, None) or find_host(host) or own_class(host)
         if isinstance(base, type) and issubclass(base, PreTrainedModel):
             return model_class(base)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -210,12 +218,21 @@ def adopt_configs_(model: PreTrainedModel, plans: Mapping[str, Mapping[str, Any]
         if id(config) in seen or is_ours or not any(found.values()):
             continue
         seen.add(id(config))
-        base = type(config)
-        config.__class__ = config_class(base)
-        config.collab = write_plans(found)
-        config.auto_map = auto_map(base.model_type)
-        if configuration_collab.on_config is not None:
-            configuration_collab.on_config(base)
+        adopt_config_(config, found)
+
+
+def adopt_config_(config: PreTrainedConfig, plans: Mapping[str, Mapping[str, Any]]) -> None:
+    """Turn a host's config into the collaborative one of its class.
+
+    Args:
+        config: of a host's model.
+        plans: by section and by the module's name relative to the base model.
+    """
+    base: Any = type(config)
+    config.__class__ = config_class(base)
+    vars(config).update(collab=write_plans(plans), auto_map=auto_map(base.model_type))
+    if configuration_collab.on_config is not None:
+        configuration_collab.on_config(base)
 
 
 def changed_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -6,38 +6,16 @@ This file ships with saved checkpoints: it imports siblings alone.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from .errors import ConfigError
 from .forms import FORMS, Form
-from .shapes import AttentionShape
-
-ContentBias = Literal["exact", "folded"]
+from .shapes import AttentionShape, ContentBias, Ranks
 
 
 @dataclass(frozen=True)
-class LayerPlan:
-    """The form that one layer's query and key take; it fixes the shape of every factor.
-
-    Args:
-        method: `cp`, `tucker`, `svd` or `copy`.
-        query_rank: width of the shared query projection.
-        key_rank: width of the shared key projection, of all key groups together; query_rank but for tucker.
-        score_width: width of the dot product that gives one head's score.
-        key_groups: tucker; number of slices of the shared key, each read whole by some of the heads.
-        head_rank: tucker; rank of the core along the heads, or None for a core of its own for every head.
-        tied: tucker; queries and keys are read from one and the same shared projection.
-        content_bias: `exact` adds the content bias to the scores, `folded` makes it a bias of the query.
-    """
-
-    method: str
-    query_rank: int
-    key_rank: int
-    score_width: int
-    key_groups: int = 1
-    head_rank: int | None = None
-    tied: bool = False
-    content_bias: ContentBias = "exact"
+class LayerPlan(Ranks):
+    """The ranks of one layer's query and key; they fix the shape of every factor."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str = "") -> LayerPlan:
@@ -95,21 +73,6 @@ class LayerPlan:
     def form(self) -> Form:
         """What the method asks of the ranks, and what it costs."""
         return FORMS[self.method]
-
-    @property
-    def form_name(self) -> str:
-        """The method as people read it: `tied tucker` where it is tied."""
-        return f"tied {self.method}" if self.tied else self.method
-
-    @property
-    def group_rank(self) -> int:
-        """Width of the shared key that one group of heads reads."""
-        return self.key_rank // self.key_groups
-
-    @property
-    def narrows_keys(self) -> bool:
-        """Whether heads read the shared key through cores of their own, not whole."""
-        return self.form.container == "tucker" and self.score_width < self.group_rank
 
     def check(self, shape: AttentionShape, where: str = "") -> LayerPlan:
         """Refuse ranks that the layer can't have.

@@ -11,13 +11,15 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig
 
-from .configuration_collab import FORMAT
 from .conversion import convert_
 from .embeddings import EmbeddingPlan, token_embeddings
 from .errors import ConfigError
 from .families import all_attention_layers, feed_forward_layers
 from .plan import LayerPlan
 from .shrinking import FeedForwardPlan, HeadsPlan, ValuePlan
+
+# Newest layout of config.json and of the factors' names; a newer one is refused. 1 knows queries and keys.
+FORMAT = 2
 
 # By section of config.json, plans by the module's name relative to the base model. Sections are applied in
 # this order: queries and keys are shared by the heads that stay.

@@ -65,15 +65,16 @@ class HeadsPlan(_Plan):
         """The fields, ready for config.json."""
         return {"kept": list(self.kept)}
 
-    def check(self, heads: int, where: str) -> None:
+    def check(self, heads: int, where: str, sharing: int = 1) -> None:
         """Refuse heads that the layer doesn't have.
 
         Args:
             heads: number of heads of the dense layer.
             where: its name, for the message.
+            sharing: how many neighbours share one head of keys and values, and go or stay together.
 
         Raises:
-            RankError: they are no rising numbers of heads, or none.
+            RankError: they are no rising numbers of heads, or none, or a part of those that share a key.
         """
         numbers = list(self.kept)
         whole = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
@@ -86,6 +87,8 @@ class HeadsPlan(_Plan):
             raise RankError(
                 f"heads must be rising numbers from 0 to {heads - 1}, at least one, got {numbers} ({where})"
             )
+        if len(numbers) != sharing * len({number // sharing for number in numbers}):
+            raise RankError(f"every {sharing} heads share a key and stay together, got {numbers} ({where})")
 
     def shrink_(self, module: Any, around: nn.Module, where: str) -> list[nn.Module]:
         """Leave rows and columns for the kept heads.
@@ -102,18 +105,23 @@ class HeadsPlan(_Plan):
             RankError: heads that the layer doesn't have, or none.
         """
         family = attention_row(module)
-        self.check(family.heads(module), where)
+        sharing = family.heads(module) // family.key_value_heads(module)
+        self.check(family.heads(module), where, sharing)
         width = len(self.kept) * family.width(module)
-        projections: list[Any] = [family.projection(module, role) for role in ("query", "key", "value")]
-        for linear in projections:
-            resize_(linear, rows=width)
+        query, *shared = (family.slot(module, role) for role in ("query", "key", "value"))
+        # The three may be parts of one projection.
+        rows = {id(slot.module): (slot, width // sharing) for slot in shared}
+        rows[id(query.module)] = query, width
+        for slot, number in rows.values():
+            resize_(slot.module, rows=number * slot.parts)
         output = submodule_at(module, around, family.output)
         resize_(output, columns=width)
-        setattr(module, family.num_heads, len(self.kept))
+        if family.num_heads is not None:
+            setattr(module, family.num_heads, len(self.kept))
         if family.all_heads is not None:
             setattr(module, family.all_heads, width)
         module.collab_kept_heads = self.kept
-        return [*projections, output]
+        return [*(slot.module for slot, _ in rows.values()), output]
 
 
 @dataclass(frozen=True)

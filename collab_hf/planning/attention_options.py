@@ -8,13 +8,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..errors import ConfigError
+from ..host.sites import AttentionSite
 from ..modeling.plan import LayerPlan
 from ..modeling.plans import QUERY_KEY as LAYERS
 from ..modeling.shapes import AttentionShape
 from ..modeling.shrinking import HeadsPlan, ValuePlan
 from ..parts.part import Option
 from ..parts.query_key.costs import attention_operations
-from ..parts.registry import QUERY_KEY, VALUES
+from ..parts.registry import HEADS, QUERY_KEY, VALUES
 from .curves import Curve
 
 # Forms of query and key that go into the product of options, spread evenly over the logarithm of their sizes.
@@ -42,18 +44,23 @@ class AttentionForm:
         """Sizes of the layer once heads are gone."""
         return dense if self.heads is None else with_heads(dense, len(self.heads.kept))
 
-    def check(self, dense: AttentionShape, where: str) -> None:
-        """Refuse sizes that the layer can't have.
+    def check(self, site: AttentionSite) -> None:
+        """Refuse what the layer can't become.
 
         Args:
-            dense: sizes of the dense layer.
-            where: its name, for the message.
+            site: the dense layer.
 
         Raises:
-            RankError: it can't have them.
+            RankError: sizes that it can't have.
+            ConfigError: a part of it that can't be made smaller.
         """
+        dense, where = site.shape, site.name
+        for part, plan in ((HEADS, self.heads), (VALUES, self.values), (QUERY_KEY, self.query_key)):
+            reason = None if plan is None else site.family.refusal(site.module, part.name)
+            if reason is not None:
+                raise ConfigError(f"{part.name} can't be made smaller: {reason} ({where})")
         if self.heads is not None:
-            self.heads.check(dense.num_heads, where)
+            self.heads.check(dense.num_heads, where, dense.sharing)
         if self.values is not None:
             self.values.check(dense.head_dim, where)
         if self.query_key is not None:
@@ -74,7 +81,12 @@ class AttentionForm:
 
 def with_heads(shape: AttentionShape, heads: int) -> AttentionShape:
     """Sizes of an attention layer that has fewer heads."""
-    return replace(shape, num_heads=heads, biases=shape.biases * heads // shape.num_heads)
+    return replace(
+        shape,
+        num_heads=heads,
+        biases=shape.biases * heads // shape.num_heads,
+        key_value_heads=shape.key_value_heads * heads // shape.num_heads,
+    )
 
 
 def attention_options(

@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from transformers import PreTrainedModel
 from ..config import CollabConfig
 from ..modeling.errors import CollabError
 from ..modeling.plan import LayerPlan
-from ..modeling.shapes import AttentionShape
 from ..parts.part import Option
 from ..tensors import Moments
 from ..tensors.moments import LayerStatistics
@@ -29,8 +29,8 @@ from .curves import Curve
 # Part of every key: raise it when curves are measured in another way.
 _VERSION = 7
 
-# Entries that are kept; one of BERT-base's size takes 60 MB.
-_MOST_ENTRIES = 16
+# Of all entries together; one with the statistics of a model of BERT-base's size takes 60 MB.
+_MOST_BYTES = 1_000_000_000
 
 
 def directory() -> Path:
@@ -98,20 +98,22 @@ def save(key: str, curves: Sequence[Curve], statistics: Mapping[str, LayerStatis
             save_file(tensors, written, metadata)
             written.replace(folder / f"{key}.safetensors")
         entries = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
-        for old in entries[_MOST_ENTRIES:]:
-            old.unlink(missing_ok=True)
+        for old, size in zip(entries, accumulate(path.stat().st_size for path in entries), strict=True):
+            if size > _MOST_BYTES:
+                old.unlink(missing_ok=True)
     except (OSError, SafetensorError):
         return  # a full or read-only disk costs time on the next run, nothing else
 
 
 def load(
-    key: str, shapes: Mapping[str, AttentionShape]
+    key: str, shapes: Mapping[str, Any], plans: type[Any] = LayerPlan
 ) -> tuple[list[Curve], dict[str, LayerStatistics]] | None:
     """Find what `save` kept.
 
     Args:
         key: what `fingerprint` gave.
         shapes: sizes of the planned sites by name.
+        plans: class of the options' plans.
 
     Returns:
         Curves and statistics, or None where there is no entry or a damaged one.
@@ -122,7 +124,7 @@ def load(
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
-            curves = [_curve_from_list(values, shapes) for values in json.loads(metadata["curves"])]
+            curves = [_curve_from_list(values, shapes, plans) for values in json.loads(metadata["curves"])]
             statistics = {}
             for number, (name, counts) in enumerate(json.loads(metadata["moments"])):
                 sides = {
@@ -145,10 +147,10 @@ def _curve_to_list(curve: Curve) -> list[Any]:
     return [curve.name, curve.dense_parameters, options, curve.knots, curve.interaction]
 
 
-def _curve_from_list(values: list[Any], shapes: Mapping[str, AttentionShape]) -> Curve:
+def _curve_from_list(values: list[Any], shapes: Mapping[str, Any], plans: type[Any]) -> Curve:
     name, dense, options, knots, interaction = values
     read = tuple(
-        Option(None if plan is None else LayerPlan.from_dict(plan, name), int(size), float(error))
+        Option(None if plan is None else plans.from_dict(plan, name), int(size), float(error))
         for plan, error, size in options
     )
     measured = tuple((float(error), float(loss)) for error, loss in knots)

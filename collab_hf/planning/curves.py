@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..calibration.held_out import Batch
 from ..config import CollabConfig
 from ..parts.part import LayerwisePart, Option, Trial
+from ..progress import Steps
 from ..recovery.reconstruction import Piece, reconstruct_layer, recorded
 from .divergence import Divergence
 from .knapsack import Array
@@ -98,7 +98,7 @@ def predicted_curves(
         One curve a site, in the order of settings.
     """
     curves = []
-    for name, config in tqdm(settings.items(), desc="Spectra", unit="layer", disable=not progress):
+    for name, config in Steps(settings.items(), title="Computing spectra", unit="layer", progress=progress):
         trial = part.trial(sites[name], config, None if statistics is None else statistics[name])
         curves.append(_curve(part, sites[name], trial))
     return curves
@@ -138,7 +138,7 @@ def measured_curves(
     measured: list[Curve] = []
     context: dict[str, tuple[Any, float]] = {}
     total = len(_MEASURED_SHARES) * len(settings) + 1
-    with tqdm(total=total, desc="Measuring", unit="form", disable=not progress) as bar:
+    with Steps(total=total, title="Measuring queries and keys", unit="form", progress=progress) as bar:
         for name, pieces in _recorded(model, sites, settings, seen):
             trial = part.trial(sites[name], settings[name], statistics[name])
             curve = _curve(part, sites[name], trial)

@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..calibration.held_out import Batch, split_batches
@@ -23,11 +22,12 @@ from ..parts.heads.orders import LossPath, heads_left, merge_paths, order_by, ra
 from ..parts.heads.sites import Head, removable_heads
 from ..parts.registry import HEADS
 from ..parts.shrunk import Shrunk
+from ..progress import Steps
 from ..tensors.moments import Moments
 from .divergence import Divergence
 
-# By which heads go, the first ones first.
 ORDERS = ("compensated", "importance", "random", "reverse", "oracle")
+"""Names of the orders in which heads may go."""
 
 # Of a layer's heads that are gone where its divergence is measured. With a power law through four shares, the
 # orders of MiniLM came out at the same divergence within its second digit.
@@ -105,7 +105,7 @@ def _effects(
     divergence = Divergence(model, split_batches(batches)[1])
     found: dict[str, list[float]] = {name: [] for name in counts}
     heads = [(name, head) for name, count in counts.items() for head in range(count)]
-    for name, head in tqdm(heads, desc="Ablating", unit="head", disable=not progress):
+    for name, head in Steps(heads, title="Switching heads off", unit="head", progress=progress):
         with gated(model, without(model, [*gone, (name, head)])):
             found[name].append(divergence.measure())
     return found
@@ -153,7 +153,7 @@ def compensated_paths(
         sites = {name: replace(site, shape=site.family.shape(site.module)) for name, site in sites.items()}
         moments = output_moments(sites, model, seen, progress=progress)
         base = divergence.measure()
-        for name, site in tqdm(sites.items(), desc="Measuring", unit="layer", disable=not progress):
+        for name, site in Steps(sites.items(), title="Measuring heads", unit="layer", progress=progress):
             trial = HEADS.trial(site, config, moments[name])
             order, errors = trial.path.order.tolist(), trial.path.errors.tolist()
             if not order:

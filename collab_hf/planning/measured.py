@@ -7,20 +7,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..calibration.held_out import Batch
 from ..calibration.linear_inputs import linear_moments
 from ..calibration.statistics import collect_statistics
 from ..config import CollabConfig
-from ..host.sites import AttentionSite, Site
-from ..modeling.families import Family
-from ..modeling.kinds import matches
+from ..errors import FamilyError
+from ..host.sites import AttentionSite, all_attention_sites, first_refusal
+from ..modeling.kinds import check_kinds, matches
+from ..modeling.plan import LayerPlan
+from ..modeling.plans import SECTIONS
 from ..parts.embeddings.counts import token_counts
-from ..parts.part import Option
+from ..parts.part import Option, Part
 from ..parts.registry import EMBEDDINGS, FEED_FORWARDS, HEADS, QUERY_KEY, VALUES
+from ..progress import Steps
 from ..tensors.moments import LayerStatistics, Moments
+from . import cache
 from .attention_options import attention_options, undominated
 from .curves import Curve, measured_curves
 from .divergence import Divergence
@@ -120,17 +123,24 @@ def measure_parts(
         What was measured.
 
     Raises:
-        FamilyError: no attention layer that collab_hf knows, or one that is compressed already.
+        FamilyError: nothing of the parts that can be made smaller, or a layer that is compressed already.
         CalibrationError: calibration data that is empty or does not run.
         DecompositionError: weights that are not finite.
     """
-    attention = QUERY_KEY.sites(model)
+    attention = all_attention_sites(model)
     alone: dict[str, Mapping[str, Any]] = {part.name: part.sites(model) for part in _ALONE}
+    open_sites = _open_sites(model, parts, attention, alone, config)
     neurons = alone[FEED_FORWARDS.name]
-    layers: dict[str, nn.Module] = {f"output {name}": HEADS.output(site) for name, site in attention.items()}
+    # What heads and values go by, where either can become smaller.
+    read = [
+        name
+        for name, site in attention.items()
+        if None in (site.family.refusal(site.module, part.name) for part in (HEADS, VALUES))
+    ]
+    layers: dict[str, nn.Module] = {f"output {name}": HEADS.output(attention[name]) for name in read}
     layers |= {f"neurons {name}": FEED_FORWARDS.output(site) for name, site in neurons.items()}
-    moments = linear_moments(model, layers, seen, progress=progress)
-    outputs = {name: moments[f"output {name}"] for name in attention}
+    moments = linear_moments(model, layers, seen, progress=progress) if layers else {}
+    outputs = {name: moments[f"output {name}"] for name in read}
     padding = getattr(model.config, "pad_token_id", None)
     found: dict[str, Mapping[str, Any]] = {
         FEED_FORWARDS.name: {name: moments[f"neurons {name}"] for name in neurons},
@@ -141,33 +151,92 @@ def measure_parts(
     }
     divergence = Divergence(model, held_out) if curves else None
     losses: dict[str, Mapping[str, Curve]] = {}
-    for part, sites, statistics in (
-        *((part, alone[part.name], found[part.name]) for part in _ALONE),
-        (HEADS, attention, outputs),
-        (VALUES, attention, outputs),
+    for part, statistics in (
+        *((part, found[part.name]) for part in _ALONE),
+        (HEADS, outputs),
+        (VALUES, outputs),
     ):
         if part.name in parts and divergence is not None:
-            open_sites = {name: site for name, site in sites.items() if _allows(site, part.name, config)}
-            losses[part.name] = _part_curves(part, open_sites, statistics, divergence, config, progress)
+            sites = open_sites[part.name]
+            key = _key(model, part, sites, config, seen, held_out)
+            losses[part.name] = _kept(part, sites, key) or _part_curves(
+                part, sites, statistics, divergence, config, progress, key
+            )
     inputs: Mapping[str, LayerStatistics] = {}
-    if QUERY_KEY.name in parts:
-        chosen = {name: site for name, site in attention.items() if _allows(site, QUERY_KEY.name, config)}
+    chosen: Mapping[str, AttentionSite] = open_sites.get(QUERY_KEY.name, {})
+    if chosen:
         modules = {name: site.module for name, site in chosen.items()}
         inputs = collect_statistics(model, modules, seen, progress=progress)
-    if QUERY_KEY.name in parts and curves:
-        settings = dict.fromkeys(chosen, replace(config, reconstruct_steps=0))
-        measured = measured_curves(
-            model, QUERY_KEY, chosen, settings, inputs, seen, held_out, progress=progress
+    if chosen and curves:
+        key = _key(model, QUERY_KEY, chosen, config, seen, held_out)
+        losses[QUERY_KEY.name] = _kept(QUERY_KEY, chosen, key) or _query_key_curves(
+            model, chosen, inputs, seen, held_out, config, progress, key
         )
-        losses[QUERY_KEY.name] = {curve.name: curve for curve in measured}
     return Measured(attention, inputs, outputs, alone, found, losses)
 
 
-def _allows(site: Any, part: str, config: CollabConfig) -> bool:
+def _open_sites(
+    model: nn.Module,
+    parts: Sequence[str],
+    attention: Mapping[str, AttentionSite],
+    alone: Mapping[str, Mapping[str, Any]],
+    config: CollabConfig,
+) -> dict[str, dict[str, Any]]:
+    """The sites that may become smaller, by part; at least one where parts are named."""
+    found: dict[str, dict[str, Any]] = {part: dict(alone[part]) for part in parts if part in alone}
+    for part in (QUERY_KEY, HEADS, VALUES):
+        if part.name in parts:
+            found[part.name] = {name: site for name, site in attention.items() if _allows(site, part, config)}
+    if parts and not any(found.values()):
+        reason = "collab_hf knows no such layer of it"
+        first = next((part for part in parts if part not in alone), None)
+        if attention and first is not None:
+            check_kinds(attention, config.attention)
+            matching = {n: site for n, site in attention.items() if matches(n, config.attention)}
+            reason = first_refusal(matching, first)
+        raise FamilyError(f"{type(model).__name__} can't lose any of its {', '.join(parts)}: {reason}")
+    return found
+
+
+def _allows(site: AttentionSite, part: Part, config: CollabConfig) -> bool:
     """Whether a part of a site may be made smaller, by its host and by the kinds that settings choose."""
-    if not isinstance(site, Site) or not isinstance(site.family, Family):
-        return True
-    return site.family.refusal(site.module, part) is None and matches(site.name, config.attention)
+    return site.family.refusal(site.module, part.name) is None and matches(site.name, config.attention)
+
+
+def _key(
+    model: PreTrainedModel,
+    part: Part,
+    sites: Mapping[str, Any],
+    config: CollabConfig,
+    seen: Sequence[Batch],
+    held_out: Sequence[Batch],
+) -> str:
+    """Name of a part's curves in the cache."""
+    settings = dict.fromkeys((f"{part.name} {name}" for name in sites), replace(config, reconstruct_steps=0))
+    return cache.fingerprint(model, settings, [*seen, *held_out])
+
+
+def _kept(part: Part, sites: Mapping[str, Any], key: str) -> dict[str, Curve] | None:
+    """Curves of an earlier run with the same weights and data, for any budget."""
+    shapes = {name: site.shape for name, site in sites.items()}
+    found = cache.load(key, shapes, LayerPlan if part is QUERY_KEY else SECTIONS[part.name])
+    return None if found is None else {curve.name: curve for curve in found[0]}
+
+
+def _query_key_curves(
+    model: PreTrainedModel,
+    sites: Mapping[str, AttentionSite],
+    inputs: Mapping[str, LayerStatistics],
+    seen: Sequence[Batch],
+    held_out: Sequence[Batch],
+    config: CollabConfig,
+    progress: bool,
+    key: str,
+) -> dict[str, Curve]:
+    settings = dict.fromkeys(sites, replace(config, reconstruct_steps=0))
+    measured = measured_curves(model, QUERY_KEY, sites, settings, inputs, seen, held_out, progress=progress)
+    cache.save(key, measured, {})
+    return {curve.name: curve for curve in measured}
 
 
 def _part_curves(
@@ -177,10 +246,14 @@ def _part_curves(
     divergence: Divergence,
     config: CollabConfig,
     progress: bool,
+    key: str,
 ) -> dict[str, Curve]:
     """Options of a part's sites with the divergence of a few of them, one at a time."""
-    found = {}
-    for name, site in tqdm(sites.items(), desc=f"Measuring {part.name}", unit="layer", disable=not progress):
+    found: dict[str, Curve] = {}
+    if not sites:
+        return found
+    title = f"Measuring {part.name.replace('_', ' ')}"
+    for name, site in Steps(sites.items(), title=title, unit="layer", progress=progress):
         trial = part.trial(site, config, statistics[name])
         dense = part.parameters(None, site.shape)
         knots = []
@@ -188,6 +261,7 @@ def _part_curves(
             with part.replaced(sites, {name: trial.solve(option.plan)}):
                 knots.append((option.error, divergence.measure()))
         found[name] = Curve(name, site.shape, dense, trial.options, tuple(knots))
+    cache.save(key, list(found.values()), {})
     return found
 
 

@@ -16,7 +16,7 @@ from ..parts.part import LayerwisePart, Option
 from ..tensors.moments import LayerStatistics
 from . import cache
 from .curves import Curve, measured_curves, predicted_curves
-from .targets import choose_options, flops_target
+from .targets import choose_options
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,6 @@ def plan_model(
     settings = planned_layers(config, sites)
     if not settings:
         raise ConfigError("no layer is left to plan, because every layer has its own form or budget")
-    if config.target_flops is not None:
-        flops_target(config)  # a mistake in it must not come out after minutes of measuring
     seen: list[Batch] = []
     held: list[Batch] = []
     statistics: Mapping[str, LayerStatistics] | None

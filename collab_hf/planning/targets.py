@@ -9,6 +9,7 @@ import numpy as np
 from ..config import CollabConfig
 from ..modeling.errors import ConfigError
 from ..parts.part import Part
+from ..ranges import read_flops_target
 from .curves import Curve
 from .knapsack import Array, BudgetError, solve_knapsack
 
@@ -51,7 +52,7 @@ def _operations(part: Part, curves: Sequence[Curve], config: CollabConfig) -> tu
     """Operations of every form at the target's length, and the most that all layers may take."""
     if config.target_flops is None:
         return [np.zeros(len(curve.options)) for curve in curves], np.inf
-    length, share = flops_target(config)
+    length, share = read_flops_target(config.target_flops)
     counts = [
         np.array([part.operations(o.plan, curve.shape, length) for o in curve.options], dtype=float)
         for curve in curves
@@ -78,7 +79,7 @@ def _solve(
             smallest = np.ceil(1e4 * least[0] / dense) / 1e4
             message = f"budget must be at least {smallest:.4f}, got {config.budget}"
         elif least[1] > capacities[1]:
-            length, share = flops_target(config)
+            length, share = read_flops_target(str(config.target_flops))
             smallest = np.ceil(1e4 * least[1] / capacities[1] * share) / 1e4
             message = f"target_flops must be at least {length}:{smallest:.4f}, got {config.target_flops}"
         else:
@@ -104,28 +105,3 @@ def _knee(losses: list[Array], sizes: list[Array], most_flops: float) -> float:
     x = (shares - shares[0]) / (shares[-1] - shares[0])
     y = (values - values[-1]) / (values[0] - values[-1])
     return float(shares[int((1 - x - y).argmax())])
-
-
-def flops_target(config: CollabConfig) -> tuple[int, float]:
-    """Read `LENGTH:SHARE`.
-
-    Args:
-        config: settings with target_flops.
-
-    Returns:
-        Sequence length in tokens, and share of the dense operations.
-
-    Raises:
-        ConfigError: another form, a length below 1, or a share outside of (0, 1].
-    """
-    length, _, share = str(config.target_flops).partition(":")
-    try:
-        target = int(length), float(share)
-    except ValueError:
-        target = 0, 0.0
-    if target[0] < 1 or not 0 < target[1] <= 1:
-        raise ConfigError(
-            f"target_flops must be LENGTH:SHARE with a length of at least 1 and a share in (0, 1], such as "
-            f"128:0.5, got {config.target_flops}"
-        )
-    return target

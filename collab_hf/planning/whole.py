@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from transformers import PreTrainedModel
 
+from ..config import CollabConfig
 from ..errors import ConfigError
+from ..files import read_size
 from ..modeling.plans import Plans
 from ..parts.part import Option
 from .attention_options import AttentionForm
@@ -46,6 +49,27 @@ def choose_whole(
     return WholePlan(chosen, length, *(int(d) for d in dense_sizes(measured, length)))
 
 
+# Share of a file of weights that is not weights: names and shapes.
+_HEADER = 0.005
+
+
+def most_parameters(model: PreTrainedModel, config: CollabConfig, before: int) -> float:
+    """Numbers that a model may have by a target for its parameters or its size on disk.
+
+    Args:
+        model: the model.
+        config: settings with params or size.
+        before: parameters of the original.
+
+    Returns:
+        Their number.
+    """
+    if config.size is None:
+        return (config.params or 1.0) * before
+    itemsize = max(p.element_size() for p in model.parameters())
+    return read_size(config.size) / itemsize * (1 - _HEADER)
+
+
 def given_plan(measured: Measured, plans: Plans, length: int) -> WholePlan:
     """A plan whose forms are settled, as a recipe has them.
 
@@ -68,7 +92,7 @@ def given_plan(measured: Measured, plans: Plans, length: int) -> WholePlan:
     options = {}
     for name, attention in measured.attention.items():
         form = AttentionForm(*(plans.get(section, {}).get(name) for section in AttentionForm.sections))
-        form.check(attention.shape, name)
+        form.check(attention)
         operations = form.operations(attention.shape, length)
         options[name] = Option(form, form.parameters(attention.shape), 0.0, operations, 0.0)
     for part, name, site in measured.sites_alone():

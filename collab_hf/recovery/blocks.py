@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..calibration.held_out import Batch
 from ..host.watch import LayerCall, watch_layers
+from ..progress import Steps
 
 # Tokens of all examples that blocks learn from: 1,000 short sentences.
 _MOST_TOKENS = 24576
@@ -27,6 +27,9 @@ _HELD_OUT = 8
 # Peak size of a step relative to the root mean square of the tensor. Twice as much raised the loss of blocks
 # of which most is left.
 _RATE = 0.01
+
+# Gradient steps for each block.
+BLOCK_STEPS = 60
 
 # Shares of the steps until the rate's peak.
 _WARMUP = 0.15
@@ -63,7 +66,7 @@ def reconstruct_blocks_(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
     blocks: Mapping[str, nn.Module],
-    originals: Mapping[str, nn.Module],
+    originals: Mapping[str, Sequence[nn.Module]],
     batches: Sequence[Batch],
     *,
     steps: int,
@@ -76,7 +79,7 @@ def reconstruct_blocks_(
         student: the smaller model; its blocks are trained in place.
         teacher: the original; left as it was found.
         blocks: the student's blocks by name, in the order they run.
-        originals: the teacher's blocks by the same names.
+        originals: by the same names the teacher's blocks that each stands for, one after another.
         batches: model inputs by name, at least one; a spread of them is used.
         steps: gradient steps for each block, >= 1.
         seed: of the order of the batches.
@@ -97,12 +100,12 @@ def reconstruct_blocks_(
     reports = []
     previous: list[Tensor] | None = None
     outputs: list[Tensor] | None = None
-    for name in tqdm(blocks, desc="Reconstructing", unit="block", disable=not progress):
-        theirs = _calls(teacher, originals[name], few)
+    for name in Steps(blocks, title="Fitting blocks to their outputs", unit="block", progress=progress):
+        theirs = _calls(teacher, originals[name][0], few)
         if outputs is None or not _same(outputs, theirs):
             # The first block, or one that doesn't read the block before it: of another tower, say.
             previous = [call.hidden for call in _calls(student, blocks[name], few)]
-        outputs = [_output(originals[name], call, call.hidden) for call in theirs]
+        outputs = [_through(originals[name], call) for call in theirs]
         mine = previous or []
         reports.append(_reconstruct_block_(name, blocks[name], theirs, mine, outputs, steps, seed))
         previous = [_output(blocks[name], call, hidden) for call, hidden in zip(theirs, mine, strict=True)]
@@ -161,6 +164,13 @@ def _same(outputs: Sequence[Tensor], calls: Sequence[_Call]) -> bool:
 @torch.no_grad()
 def _output(block: nn.Module, call: _Call, hidden: Tensor) -> Tensor:
     return _first(block(hidden, **call.arguments))
+
+
+def _through(run: Sequence[nn.Module], call: _Call) -> Tensor:
+    hidden = call.hidden
+    for block in run:
+        hidden = _output(block, call, hidden)
+    return hidden
 
 
 def _first(output: Any) -> Tensor:

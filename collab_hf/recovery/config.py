@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..layout import changed_repr
 from ..modeling.errors import ConfigError
+from ..ranges import check_above, check_seed, check_whole, is_number
 
 Trainable = Literal["factors", "attention", "blocks", "all"]
 Pooling = Literal["auto", "mean", "cls", "none"]
@@ -15,6 +17,12 @@ Precision = Literal["auto", "no", "bf16"]
 
 # Steps where neither steps nor minutes are given.
 DEFAULT_STEPS = 400
+
+
+def states_beside(output: Path) -> Path:
+    """Where the states of a recovery are kept until its output is written."""
+    output = output.absolute()
+    return output.parent / f".{output.name}.recovery"
 
 
 @dataclass(frozen=True)
@@ -41,10 +49,9 @@ class LossWeights:
     def __post_init__(self) -> None:
         """Refuse weights that leave nothing to learn from."""
         for item in fields(self):
-            if getattr(self, item.name) < 0:
-                raise ConfigError(
-                    f"the loss weight {item.name} must be at least 0, got {getattr(self, item.name)}"
-                )
+            weight = getattr(self, item.name)
+            if not is_number(weight) or weight < 0:
+                raise ConfigError(f"the loss weight {item.name} must be at least 0, got {weight!r}")
         if not any(asdict(self).values()):
             raise ConfigError("at least one loss weight must be above 0")
 
@@ -62,11 +69,15 @@ class RecoveryConfig:
         trainable: `factors` (shared query/key weights, mixing and biases), `attention` (everything in the
             compressed attention modules), `blocks` (everything in the layers around them), or `all`.
         weights: of the terms of the loss.
+        teacher_blocks: where the student has fewer layers, for each of them the number of the teacher's layer
+            whose output it is to give; none for all, in order.
         pooling: how a model without a head is used: `mean` of its last hidden states, its first token
             (`cls`), `none`, or `auto`: the first token of images, else the mean.
-        held_out: share of the batches that are kept back to choose the best state by, in (0, 1).
+        held_out: share of the batches that are kept back to choose the best state by, in (0, 1), where none
+            are given for that.
         evaluations: how often the held-out batches are looked at, spread evenly over the run, >= 1.
-        patience: stop after this many evaluations without a better held-out loss; None to train to the end.
+        patience: stop after this many evaluations in a row without a better held-out loss, by default half
+            of them; None to train to the end.
         gradient_accumulation: batches per update, >= 1.
         mixed_precision: `no`, `bf16`, or `auto`: what accelerate was launched with.
         cache_gigabytes: memory for the teacher's outputs, so that it runs once per batch, >= 0.
@@ -87,10 +98,11 @@ class RecoveryConfig:
     warmup: float = 0.1
     trainable: Trainable = "factors"
     weights: LossWeights = field(default_factory=LossWeights)
+    teacher_blocks: tuple[int, ...] = ()
     pooling: Pooling = "auto"
     held_out: float = 0.03
-    evaluations: int = 6
-    patience: int | None = None
+    evaluations: int = 8
+    patience: int | None = 4
     gradient_accumulation: int = 1
     mixed_precision: Precision = "auto"
     cache_gigabytes: float = 2.0
@@ -110,6 +122,8 @@ class RecoveryConfig:
         if self.plot is not None and self.log is None:
             raise ConfigError("plot draws the curve from the log, so it needs log too")
         self._check_ranges()
+        if self.teacher_blocks and self.weights.attention:
+            raise ConfigError("attention weights can't be compared where layers were dropped; leave them out")
         for name, allowed in (
             ("trainable", get_args(Trainable)),
             ("pooling", get_args(Pooling)),
@@ -120,18 +134,17 @@ class RecoveryConfig:
 
     def _check_ranges(self) -> None:
         for name in ("steps", "evaluations", "gradient_accumulation", "checkpoint_every", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name))
         for name in ("minutes", "learning_rate"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ConfigError(f"{name} must be above 0, got {value}")
+            if getattr(self, name) is not None:
+                check_above(name, getattr(self, name))
+        check_seed(self.seed)
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"warmup must be in [0, 1), the share of the run, got {self.warmup}")
         if not 0 < self.held_out < 1:
             raise ConfigError(f"held_out must be in (0, 1), the share of the batches, got {self.held_out}")
-        if self.cache_gigabytes < 0:
+        if not is_number(self.cache_gigabytes) or self.cache_gigabytes < 0:
             raise ConfigError(f"cache_gigabytes must be at least 0, got {self.cache_gigabytes}")
 
     @property
@@ -158,6 +171,10 @@ class RecoveryReport:
         agreement_before: with the teacher on the held-out batches, 1 for equal: the mean cosine of the
             embeddings, or the share of equal predictions of a head.
         agreement_after: the same at the end.
+        loss_training: on what trained, mean of the updates before the last evaluation; None without any.
+        loss_last: held-out loss at the last evaluation; likewise.
+        examples: that trained.
+        held_out_examples: that judged.
         trained_parameters: numbers that were trained.
         stopped: `finished`, or `early` where patience ran out.
         config: the settings.
@@ -170,9 +187,34 @@ class RecoveryReport:
     loss_after: float
     agreement_before: float
     agreement_after: float
+    loss_training: float | None
+    loss_last: float | None
+    examples: int
+    held_out_examples: int
     trained_parameters: int
     stopped: Literal["finished", "early"]
     config: RecoveryConfig = field(default_factory=RecoveryConfig)
+
+    @property
+    def memorised(self) -> bool:
+        """Whether the last weights did better on what trained than on what was held out."""
+        if self.loss_training is None or self.loss_last is None:
+            return False
+        return self.loss_training < self.loss_last
+
+    @property
+    def examples_wanted(self) -> int | None:
+        """How many examples would have to train for the last held-out loss to fall below that at the start.
+
+        The loss is L - c / n on the n examples that train, and L + c / n on others, as of a least squares fit
+        with few parameters; None where even endless examples would not do, or where it fell.
+        """
+        if not self.memorised or self.loss_training is None or self.loss_last is None:
+            return None
+        best, memory = (self.loss_last + self.loss_training) / 2, (self.loss_last - self.loss_training) / 2
+        if not best < self.loss_before < self.loss_last:
+            return None
+        return math.ceil(self.examples * memory / (self.loss_before - best))
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, ready for JSON."""

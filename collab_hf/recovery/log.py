@@ -9,10 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..errors import RecoveryError
 from ..modeling.errors import ConfigError
+from ..progress import counted, in_lines, logger, stage
 
 
 class RunLog:
@@ -33,7 +34,11 @@ class RunLog:
         initial = done if unit == "step" else 0
         self._total = round(total)
         self._in_steps = unit == "step"
-        self._bar = tqdm(desc="Recovery", unit=unit, total=self._total, initial=initial, disable=not progress)
+        self._lines = progress and in_lines()
+        bar = progress and not self._lines
+        self._bar = tqdm(desc="Recovery", unit=unit, total=self._total, initial=initial, disable=not bar)
+        if self._lines:
+            stage(f"Recovery: {counted(self._total, 'update' if self._in_steps else 'second')}")
         self._agreement: float | None = None
         if path is not None:
             kept = (
@@ -69,6 +74,10 @@ class RunLog:
             best: whether these weights are the best so far.
         """
         self._agreement = agreement
+        if self._lines:
+            logger.debug(
+                "Recovery: held-out loss %.4f, agreement %.4f after %d updates", loss, agreement, step
+            )
         self._write("a", {"step": step, "held_out_loss": loss, "agreement": agreement, "best": best})
 
     @contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..errors import RecoveryError
+from ..errors import ConfigError, RecoveryError
 from .config import RecoveryConfig, RecoveryReport
 from .log import RunLog, check_drawing, draw_curve, read_log
 from .losses import Loss, loss_of
@@ -21,7 +19,7 @@ from .optimizer import Adam, one_cycle
 from .outputs import Wanted
 from .pool import BatchPool, TargetSource
 from .processes import Processes, launched_precision
-from .state import load_state, save_state
+from .state import fingerprint, load_state, save_state
 from .trainable import attention_backend, only_training, trainable_parameters
 
 
@@ -31,6 +29,7 @@ def recover_(
     batches: Iterable[Mapping[str, Any]],
     config: RecoveryConfig | None = None,
     *,
+    held_out: Iterable[Mapping[str, Any]] | None = None,
     progress: bool = False,
 ) -> RecoveryReport:
     """Train a compressed model in place until it does what the original does, without labels.
@@ -44,28 +43,31 @@ def recover_(
     give the same result, but for rounding, on any number of processes.
 
     Args:
-        student: a model that `compress_` compressed.
+        student: a model that `compress_` compressed, or any of the teacher's depth where all of it trains.
         teacher: the original, with the same head; left as it is.
         batches: model inputs (dicts of tensors), read once and kept in memory. The similarities are those
             within a batch; batches of texts of one length spare padding.
         config: how long, how fast, and what to train.
+        held_out: batches to choose the best state by, which nothing was fitted to, compression included;
+            None to hold a share of `batches` out.
         progress: whether to draw a progress bar on stderr.
 
     Returns:
         Held-out loss and agreement before and after.
 
     Raises:
-        FamilyError: the student has no compressed layer.
+        FamilyError: the student has no compressed layer, and `trainable` is `factors` or `attention`.
         RecoveryError: no batches, batches that a model refuses, a teacher that does not fit the student, a
             loss that is not finite, or a state of another run in config.checkpoint_dir.
-        ConfigError: a mixed precision that recovery does not run in, or a plot without matplotlib.
+        ConfigError: a mixed precision that recovery does not run in, a plot without matplotlib, or a loss
+            that nothing which trains has a part in.
     """
     config = config or RecoveryConfig()
     if config.plot is not None:
         check_drawing()
     parameters = trainable_parameters(student, config.trainable)
-    _check_teacher(student, teacher)
-    pool = BatchPool(batches, config.held_out, config.seed)
+    _check_teacher(student, teacher, config)
+    pool = BatchPool(batches, config.held_out, config.seed, held_out)
     processes = Processes(student.device)
     if processes.count > 1:
         student.to(processes.device)  # type: ignore[arg-type]
@@ -95,7 +97,7 @@ class _Run:
     ) -> None:
         self._student, self._config, self._pool, self._processes = student, config, pool, processes
         self._parameters = parameters
-        self._wanted = Wanted.by(config.weights, config.pooling, student.config)
+        self._wanted = Wanted.by(config.weights, config.pooling, student.config, config.teacher_blocks)
         cache = config.cache_gigabytes * 1e9
         self._source = TargetSource(pool, teacher, student.dtype, self._wanted, processes, cache)
         asked = launched_precision() if config.mixed_precision == "auto" else config.mixed_precision
@@ -104,7 +106,7 @@ class _Run:
         self._step, self._seconds, self._looks = 0, 0.0, 0
         self._best: dict[str, Tensor] = {}
         self._scores: dict[str, float] = {}
-        self._fingerprint = _fingerprint(config, parameters, teacher, pool)
+        self._fingerprint = fingerprint(config, parameters, teacher, pool.batches)
 
     def run(self, progress: bool) -> RecoveryReport:
         """Train, and keep the best weights."""
@@ -155,6 +157,11 @@ class _Run:
         sums: dict[str, float] = {}
         for piece in range(config.gradient_accumulation):
             loss = self._loss(self._pool.draw(self._step * config.gradient_accumulation + piece))
+            if not loss.total.requires_grad:
+                raise ConfigError(
+                    f"nothing that trains with trainable {config.trainable!r} has a part in the loss; choose "
+                    "other parameters to train or other weights of the loss"
+                )
             (loss.total / config.gradient_accumulation).backward()
             for name, value in loss.terms.items():
                 sums[name] = sums.get(name, 0.0) + float(value) / config.gradient_accumulation
@@ -165,6 +172,8 @@ class _Run:
                 f"the loss is {total} at update {self._step + 1}; "
                 f"lower the learning rate of {config.learning_rate}"
             )
+        self._scores["trained_loss"] = self._scores.get("trained_loss", 0.0) + total
+        self._scores["trained_updates"] = self._scores.get("trained_updates", 0.0) + 1
         self._processes.sum_gradients(list(self._parameters.values()))
         self._optimizer.step(rate)
         self._step += 1
@@ -193,6 +202,9 @@ class _Run:
         }
         found = {name: value / len(losses) for name, value in self._sum_over_processes(sums).items()}
         scores = self._scores
+        if updates := scores.pop("trained_updates", 0.0):
+            scores["loss_training"] = scores.pop("trained_loss") / updates
+            scores["loss_last"] = found["loss"]
         if not scores:
             scores.update(loss_before=found["loss"], agreement_before=found["agreement"])
         best = not self._best or found["loss"] < scores["loss_after"]
@@ -257,13 +269,17 @@ class _Run:
             loss_after=scores["loss_after"],
             agreement_before=scores["agreement_before"],
             agreement_after=scores["agreement_after"],
+            loss_training=scores.get("loss_training"),
+            loss_last=scores.get("loss_last"),
+            examples=self._pool.examples(self._pool.training),
+            held_out_examples=self._pool.examples(self._pool.held_out),
             trained_parameters=sum(p.numel() for p in self._parameters.values()),
             stopped=stopped,
             config=self._config,
         )
 
 
-def _check_teacher(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+def _check_teacher(student: PreTrainedModel, teacher: PreTrainedModel, config: RecoveryConfig) -> None:
     if student is teacher:
         raise RecoveryError("student and teacher are the same model; load the original a second time")
     shared = {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
@@ -271,19 +287,7 @@ def _check_teacher(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         raise RecoveryError("student and teacher share weights; load the original a second time")
     for name in ("hidden_size", "num_hidden_layers", "num_labels", "vocab_size"):
         ours, theirs = (getattr(m.config.get_text_config(), name, None) for m in (student, teacher))
+        if name == "num_hidden_layers" and config.teacher_blocks:
+            theirs = len(config.teacher_blocks)
         if ours != theirs:
             raise RecoveryError(f"the teacher does not fit: its {name} is {theirs}, the student's {ours}")
-
-
-def _fingerprint(
-    config: RecoveryConfig, parameters: Mapping[str, nn.Parameter], teacher: nn.Module, pool: BatchPool
-) -> str:
-    """A digest of everything that the result depends on."""
-    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True, default=str).encode())
-    tensors: list[Tensor] = [*parameters.values(), *teacher.parameters()]
-    for batch in pool.batches:
-        tensors += [value for _, value in sorted(batch.items()) if isinstance(value, Tensor)]
-    for tensor in tensors:
-        digest.update(str(tuple(tensor.shape)).encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

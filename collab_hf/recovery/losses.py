@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .config import LossWeights
-from .outputs import Outputs, Wanted, real_rows, run
+from .outputs import Outputs, Wanted, chosen, real_rows, run
 
 # Sums a tensor over all processes, and joins its rows.
 Sum = Callable[[Tensor], Tensor]
@@ -75,7 +75,7 @@ def targets_of(
         Its outputs, and the constants of the whole batch.
     """
     with torch.no_grad():
-        found = run(teacher, batch, wanted)
+        found = chosen(run(teacher, batch, wanted), wanted.teacher_blocks)
         norms = [
             _masked(h.float(), m).square().sum()
             for h, m in zip(found.hidden, found.hidden_masks, strict=True)

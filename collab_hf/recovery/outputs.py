@@ -5,8 +5,8 @@ Shapes: B batch, T tokens, D hidden_size, H num_heads, N tokens of the batch tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import RecoveryError
-from ..host.inputs import pool, usual_pooling
+from ..host.inputs import fitting_mask, pool, usual_pooling
 from .config import LossWeights, Pooling
 
 # Outputs that hold one tensor per layer, and the input that says which of their tokens are padding.
@@ -31,6 +31,8 @@ class Wanted:
         embeddings: pooled embeddings.
         logits: the head's predictions.
         attention: attention weights.
+        teacher_blocks: numbers of the teacher's hidden states that the student's are compared with; none for
+            all, in order.
     """
 
     hidden: bool
@@ -38,9 +40,12 @@ class Wanted:
     embeddings: bool
     logits: bool
     attention: bool
+    teacher_blocks: tuple[int, ...] = ()
 
     @classmethod
-    def by(cls, weights: LossWeights, pooling: Pooling, config: Any) -> Wanted:
+    def by(
+        cls, weights: LossWeights, pooling: Pooling, config: Any, teacher_blocks: Sequence[int] = ()
+    ) -> Wanted:
         """What a loss with these weights needs."""
         if pooling == "auto":
             pooling = usual_pooling(config)
@@ -51,6 +56,7 @@ class Wanted:
             embeddings=embeddings,
             logits=weights.logits > 0,
             attention=weights.attention > 0,
+            teacher_blocks=tuple(teacher_blocks),
         )
 
 
@@ -77,6 +83,22 @@ class Outputs:
     logits_mask: Tensor | None = None
 
 
+def chosen(found: Outputs, numbers: Sequence[int]) -> Outputs:
+    """Some of the hidden states alone.
+
+    Args:
+        found: outputs of the teacher.
+        numbers: of the layers, from 0; none for all.
+
+    Returns:
+        The outputs with those.
+    """
+    if not numbers or not found.hidden:
+        return found
+    masks = tuple(found.hidden_masks[number] for number in numbers)
+    return replace(found, hidden=tuple(found.hidden[number] for number in numbers), hidden_masks=masks)
+
+
 def run(model: PreTrainedModel, batch: Mapping[str, Any], wanted: Wanted) -> Outputs:
     """Run a model on a batch.
 
@@ -100,7 +122,9 @@ def run(model: PreTrainedModel, batch: Mapping[str, Any], wanted: Wanted) -> Out
         ) from error
     # The first hidden state is the embeddings', which no factor changes.
     hidden = [(h, m) for states, m in _stacks(found, "hidden_states", batch) for h in states[1:]]
-    attention = [(a, m) for states, m in _stacks(found, "attentions", batch) for a in states]
+    attention = []
+    if wanted.attention:  # some models give them unasked, by output_attentions in their config
+        attention = [(a, m) for states, m in _stacks(found, "attentions", batch) for a in states]
     logits = found.get("logits")
     last = found.get("last_hidden_state")
     embeddings = mask = None
@@ -135,10 +159,8 @@ def _stacks(outputs: Mapping[str, Any], kind: str, batch: Mapping[str, Any]) -> 
 
 
 def _mask(states: Tensor, batch: Mapping[str, Any], name: str) -> Tensor | None:
-    mask = batch.get(name)
-    if isinstance(mask, Tensor) and states.dim() > 2 and mask.shape == states.shape[:2]:
-        return mask != 0
-    return None
+    mask = fitting_mask(batch.get(name), states)
+    return None if mask is None or states.dim() < 3 else mask != 0
 
 
 def real_rows(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -23,28 +23,56 @@ class BatchPool:
         held_out: share that is kept back, spread evenly over the batches (which are sorted by length, as a
             rule); at least one. A single batch serves for both.
         seed: of the order.
+        judges: batches that judge instead of a share; None for the share.
 
     Raises:
         RecoveryError: no batch, or one that is not a mapping with a tensor.
     """
 
-    def __init__(self, batches: Iterable[Mapping[str, Any]], held_out: float, seed: int) -> None:
-        self.batches = [dict(batch) if isinstance(batch, Mapping) else batch for batch in batches]
-        if not self.batches:
-            raise RecoveryError("recovery needs at least one batch, got none")
-        for batch in self.batches:
-            batch_length(batch)
-        count = max(1, round(held_out * len(self.batches)))
-        self.held_out = [(2 * i + 1) * len(self.batches) // (2 * count) for i in range(count)]
+    def __init__(
+        self,
+        batches: Iterable[Mapping[str, Any]],
+        held_out: float,
+        seed: int,
+        judges: Iterable[Mapping[str, Any]] | None = None,
+    ) -> None:
+        self.batches = _checked(batches)
+        total = len(self.batches)
+        if judges is None:
+            count = max(1, round(held_out * total))
+            self.held_out = [(2 * i + 1) * total // (2 * count) for i in range(count)]
+        else:
+            self.batches += _checked(judges)
+            self.held_out = list(range(total, len(self.batches)))
         kept_back = set(self.held_out)
-        self.training = [i for i in range(len(self.batches)) if i not in kept_back] or self.held_out
+        self.training = [i for i in range(total) if i not in kept_back] or self.held_out
         self._seed = seed
+
+    def examples(self, indices: Iterable[int]) -> int:
+        """How many examples some of the batches hold.
+
+        Args:
+            indices: which batches.
+
+        Returns:
+            Their number.
+        """
+        return sum(batch_length(self.batches[index]) for index in indices)
 
     def draw(self, position: int) -> int:
         """The batch at a position of the endless order; every pass over the data has an order of its own."""
         turn, place = divmod(position, len(self.training))
         generator = torch.Generator().manual_seed(self._seed + turn)
         return self.training[int(torch.randperm(len(self.training), generator=generator)[place])]
+
+
+def _checked(batches: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    found = [dict(batch) if isinstance(batch, Mapping) else batch for batch in batches]
+    if not found:
+        raise RecoveryError("recovery needs at least one batch, got none")
+    for batch in found:
+        batch_length(batch)
+    return found
 
 
 class TargetSource:

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..host.watch import LayerCall, watch_layers
 from ..parts.part import LayerwisePart
+from ..progress import Steps
 
 # Tokens of one step, and of all examples: 1,000 short sentences or 64 images of 224 pixels fill the latter.
 _STEP_TOKENS = 2048
@@ -100,7 +100,9 @@ def reconstruct(
     """
     chosen = {name: site.module for name, site in sites.items() if name in solutions}
     results = {}
-    with tqdm(total=len(chosen), desc="Reconstructing", unit="layer", disable=not progress) as bar:
+    with Steps(
+        total=len(chosen), title="Fitting layers to their outputs", unit="layer", progress=progress
+    ) as bar:
         for name, pieces in recorded(model, chosen, batches):
             results[name] = reconstruct_layer(
                 part, sites[name], solutions[name], pieces, steps=steps, seed=seed

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import RecoveryError
+from .config import RecoveryConfig
 
 _TENSORS, _VALUES = "tensors.safetensors", "state.json"
 _NAME = re.compile(r"step-(\d{8})")
@@ -82,3 +85,30 @@ def load_state(directory: Path, fingerprint: str) -> tuple[dict[str, Tensor], di
             "remove it, choose another directory, or don't resume"
         )
     return tensors, values
+
+
+def fingerprint(
+    config: RecoveryConfig,
+    parameters: Mapping[str, nn.Parameter],
+    teacher: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+) -> str:
+    """A digest of everything that a run's result depends on.
+
+    Args:
+        config: how it trains.
+        parameters: what trains.
+        teacher: the original.
+        batches: model inputs, those that judge included.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True, default=str).encode())
+    tensors: list[Tensor] = [*parameters.values(), *teacher.parameters()]
+    for batch in batches:
+        tensors += [value for _, value in sorted(batch.items()) if isinstance(value, Tensor)]
+    for tensor in tensors:
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

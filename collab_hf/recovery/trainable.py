@@ -19,26 +19,29 @@ def trainable_parameters(student: nn.Module, which: Trainable) -> dict[str, nn.P
     """The parameters that recovery trains.
 
     Args:
-        student: a compressed model.
+        student: a model that is smaller than its original, of its depth.
         which: `factors`, `attention`, `blocks` or `all`.
 
     Returns:
         Parameters by name, each once, in the model's order.
 
     Raises:
-        FamilyError: the model has no compressed layer.
+        FamilyError: the model has no compressed layer, and `factors` or `attention` are to train.
     """
     made = [(part, module) for part in PARTS.values() for _, module in part.converted(student)]
-    if not made:
+    if not made and which in ("factors", "attention"):
         raise FamilyError(
-            f"{type(student).__name__} has no compressed layer to recover; run compress_ on it first"
+            f"{type(student).__name__} has no compressed layer to recover; "
+            "run compress_ on it first, or train all of it"
         )
     if which == "all":
         chosen = list(student.parameters())
     elif which == "attention":
         chosen = [parameter for _, module in made for parameter in module.parameters()]
     elif which == "blocks":
-        holders = blocks(student, [name for part in PARTS.values() for name, _ in part.converted(student)])
+        # In a model of the host's own class nothing is marked: any block may be smaller.
+        names = [name for part in PARTS.values() for name, _ in part.converted(student)]
+        holders = blocks(student, names or None)
         chosen = [parameter for block in holders.values() for parameter in block.parameters()]
         chosen += [parameter for part, module in made for parameter in part.trained(module)]
     else:

@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..calibration.held_out import Batch
-from ..errors import ConfigError
 from ..modeling.kinds import checked_kinds
 from ..modeling.shrinking import HeadsPlan
 from ..parts.heads.orders import first_to_go, heads_left, random_order
 from ..parts.heads.sites import Head, removable_heads
 from ..parts.registry import HEADS
 from ..planning.head_orders import kept_solutions, output_moments, pruning_order
+from ..progress import Steps
+from ..ranges import check_seed, check_share, check_whole
 
 
 def pruning_plan(
@@ -52,10 +52,9 @@ def pruning_plan(
         ConfigError: a share out of its range, an unknown order or kind, or no data where an order needs some.
         RankError: more heads asked for than may go.
     """
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
-        raise ConfigError(f"share must be between 0 and 1, the share of all heads that go, got {share}")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ConfigError(f"steps must be a whole number of at least 1, got {steps}")
+    check_share(share)
+    check_whole("steps", steps)
+    check_seed(seed)
     counts = removable_heads(model, checked_kinds(attention))
     number = round(share * sum(counts.values()))
     first_to_go(random_order(counts), number, counts, at_least=at_least)  # a share that can't go, at once
@@ -101,7 +100,7 @@ def pruning_curve(
     sites = {name: site for name, site in HEADS.sites(model).items() if name in counts}
     moments = None if batches is None else output_moments(sites, model, batches)
     found = []
-    for share in tqdm(shares, desc="Pruning", unit="share", disable=not progress):
+    for share in Steps(shares, title="Pruning", unit="share", progress=progress):
         gone = first_to_go(order, round(share * sum(counts.values())), counts, at_least=at_least)
         solutions = kept_solutions(sites, heads_left(counts, gone), moments)
         with torch.no_grad(), HEADS.replaced(sites, solutions):

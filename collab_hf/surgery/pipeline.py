@@ -5,29 +5,38 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..calibration.examples import load_batches
+from ..checkpoint.precheck import read_json
 from ..checkpoint.save import check_output, new_directory, save_checkpoint
+from ..checkpoint.streaming import Spill
 from ..config import CollabConfig
-from ..errors import CalibrationError, ConfigError
+from ..errors import ConfigError
 from ..files import CARD_FILE, RECIPE_FILE, RECOVERY_FILE, REPORT_FILE
+from ..host.plain import inner_model
 from ..hub.card import make_card
+from ..hub.names import check_id
 from ..hub.source import Loading
-from ..recipe import DEFAULT_EXAMPLES, NO_CALIBRATION, Recipe, current_versions, public_name
+from ..recipe import (
+    DEFAULT_EXAMPLES,
+    NO_CALIBRATION,
+    SHIPPED_SHARE,
+    Recipe,
+    check_data,
+    current_versions,
+    public_name,
+)
 from ..recovery import RecoveryConfig, RecoveryReport, recover_
-from ..recovery.masking import mask_tokens
-from .compress import compress_
+from ..recovery.config import states_beside
+from .compress import compress_trimmed_
+from .reading import read_run
 from .report import CompressionReport
-from .whole import compress_whole_
-
-# Examples that recovery reads at most: their tokens stay in memory, and minutes of recovery read no more.
-RECOVERY_EXAMPLES = 20_000
+from .vocabulary import Trimmed, Trimming, check_no_recovery
 
 # How all parts are recovered: their blocks whole, at a rate that leaves what is trained already in place; of
 # MiniLM's, .015 made them worse.
@@ -43,16 +52,20 @@ class CompressedCheckpoint:
         report: what compression did.
         recovery: what recovery did; None where there was none.
         file_size: bytes of the weights' files.
+        calibration: examples that calibrated, and how many of them ship with the package; None where the
+            caller gave batches or nothing.
     """
 
     directory: Path
     report: CompressionReport
     recovery: RecoveryReport | None
     file_size: int
+    calibration: Mapping[str, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        values = {"output": str(self.directory), "file_size": self.file_size, **self.report.to_dict()}
+        read = {} if self.calibration is None else {"calibration": dict(self.calibration)}
+        values = {"output": str(self.directory), "file_size": self.file_size, **read, **self.report.to_dict()}
         return values if self.recovery is None else {**values, "recovery": self.recovery.to_dict()}
 
 
@@ -63,6 +76,7 @@ def compress_checkpoint(
     *,
     calibration: Any = "default",
     calibration_examples: int = DEFAULT_EXAMPLES,
+    shipped_share: float = SHIPPED_SHARE,
     recovery: RecoveryConfig | None = None,
     recovery_data: Any = None,
     recover: bool | None = None,
@@ -73,13 +87,18 @@ def compress_checkpoint(
 ) -> CompressedCheckpoint:
     """Do what `collab-hf compress` does: the same directory comes out.
 
+    Some of the examples are set aside before anything reads them: neither calibration nor recovery sees them,
+    recovery is judged by them, and `collab-hf evaluate` finds them again.
+
     Args:
         model: a Hub id, a local directory, or a transformers model, which is changed in place.
         output: the directory to make; if anything fails, it does not appear.
         config: what is asked for; by default the forms of queries and keys at the knee of the measured loss.
         calibration: what the model reads: `default` for what ships with the package, `none` for no data, a
             file, a folder, a data set or its id, a list of texts or images, or batches of model inputs.
-        calibration_examples: examples of it used at most.
+        calibration_examples: examples used at most.
+        shipped_share: share of them that ship with the package, beside a user's own, in [0, 1); they also
+            fill up what these lack, and recovery reads all of them. 0 for none.
         recovery: how to recover afterwards; None for the default where `recover` says so.
         recovery_data: what recovery reads, as for calibration; None for the calibration data, all of it.
         recover: whether to recover; None to do so where `recovery` is given, or where a target for the whole
@@ -98,8 +117,13 @@ def compress_checkpoint(
         ConfigError: settings that contradict each other, or a target that can't be met.
         CalibrationError: data that can't be read or does not run.
     """
+    if not isinstance(model, str | Path):
+        model = inner_model(model)
     work = _Work(model, Path(output), config or CollabConfig(), loading or Loading(), overwrite, progress)
     work.processor = processor
+    if work.config.vocabulary_alone:
+        check_no_recovery(recover or recovery)
+        calibration = NO_CALIBRATION
     # A recipe with plans is done once they are built: recovery is not in it, and was asked for beside it.
     targeted = work.config.is_whole and not work.config.plans
     wanted = recover if recover is not None else recovery is not None or targeted
@@ -110,31 +134,57 @@ def compress_checkpoint(
         raise ConfigError(
             "recovery needs data: give --calibration, or leave out --heal-steps and --heal-minutes"
         )
+    check_data(work.config, calibration)
+    if work.loading.base_model is not None:
+        check_id("base_model", work.loading.base_model)
     check_output(work.output, original=work.place, overwrite=overwrite)
+    trimming = Trimming.prepare(work.config, work.read_processor) if work.config.vocabulary_from else None
     loaded = work.load()
     size_before = sum(p.numel() * p.element_size() for p in loaded.parameters())
-    batches = work.batches(calibration, loaded, max_examples=calibration_examples)
+    trimmed = None if trimming is None else trimming.trim_(loaded)
+    if trimmed is not None:
+        work.processor = trimmed.processor
+    reading = read_run(
+        None if _is(calibration, NO_CALIBRATION) or work.config.exact else calibration,
+        data,
+        loaded,
+        work.read_processor,
+        {"examples": calibration_examples, "seed": work.config.seed, "shipped_share": shipped_share},
+        None if settings is None else settings.seed,
+    )
     original = copy.deepcopy(loaded) if settings is not None or work.config.is_whole else None
-    if work.config.is_whole:
-        report = compress_whole_(loaded, work.config, batches, original=original, progress=progress)
-    else:
-        report = compress_(loaded, work.config, batches, progress=progress)
+    report = compress_trimmed_(
+        loaded,
+        work.config,
+        trimmed,
+        reading.calibration,
+        original=original,
+        spill=work.spill,
+        progress=progress,
+    )
     healed = None
-    if settings is not None and original is not None:
-        more = work.recovery_batches(data, loaded, settings.seed)
-        healed = recover_(loaded, original, more, settings, progress=progress)
+    if settings is not None and original is not None and reading.training is not None and report.changed:
+        if report.whole is not None:
+            settings = replace(settings, teacher_blocks=report.whole.teacher_blocks)
+        healed = recover_(
+            loaded, original, reading.training, settings, held_out=reading.held_out, progress=progress
+        )
     recipe = Recipe(
         report.config,
         calibration if isinstance(calibration, str) else "batches",
         calibration_examples,
+        shipped_share,
         work.public_name,
         current_versions(),
         report.target,
     )
-    size = _write(work, loaded, recipe, report, healed, size_before)
+    source = {**work.loading.source(work.name), "weight_bytes_before": size_before}
+    if reading.counts is not None:
+        source["calibration"] = dict(reading.counts)
+    size = _write(work, loaded, recipe, report, healed, source, trimmed)
     if settings is not None:
         shutil.rmtree(states_beside(work.output), ignore_errors=True)
-    return CompressedCheckpoint(work.output, report, healed, size)
+    return CompressedCheckpoint(work.output, report, healed, size, reading.counts)
 
 
 @dataclass
@@ -167,6 +217,11 @@ class _Work:
         """Where a local model lies."""
         return Path(self.name) / self.loading.subfolder
 
+    @property
+    def spill(self) -> Spill | None:
+        """Takes the new weights of a model that is loaded here; one that was given stays in memory."""
+        return None if isinstance(self.model, PreTrainedModel) else Spill(self.output)
+
     def load(self) -> PreTrainedModel:
         """The dense model."""
         if isinstance(self.model, PreTrainedModel):
@@ -178,22 +233,6 @@ class _Work:
         if self.processor is None:
             self.processor = self.loading.processor(self.name)
         return self.processor
-
-    def batches(self, data: Any, model: PreTrainedModel, **sizes: Any) -> Iterable[Mapping[str, Any]] | None:
-        """Model inputs of what the user named."""
-        if _is(data, NO_CALIBRATION) or self.config.exact:
-            return None
-        if _are_batches(data):
-            return list(data)
-        seed = self.config.seed
-        return load_batches(data, self.read_processor(), config=model.config, seed=seed, **sizes)
-
-    def recovery_batches(self, data: Any, model: PreTrainedModel, seed: int) -> Iterable[Mapping[str, Any]]:
-        """What recovery reads."""
-        if _are_batches(data):
-            return list(data)
-        sizes = {"batch_size": 32, "max_length": 128, "max_examples": RECOVERY_EXAMPLES}
-        return recovery_batches(data, model, self.read_processor(), sizes, seed)
 
 
 def _recovery_settings(work: _Work, given: RecoveryConfig | None) -> RecoveryConfig:
@@ -208,38 +247,8 @@ def _recovery_settings(work: _Work, given: RecoveryConfig | None) -> RecoveryCon
     return settings
 
 
-def recovery_batches(
-    data: Any, model: PreTrainedModel, processor: Any, sizes: Mapping[str, int], seed: int
-) -> Iterable[dict[str, Any]]:
-    """What recovery reads; a masked language model gets masked tokens.
-
-    Args:
-        data: file, folder, data set, list or `default`.
-        model: the model that reads it.
-        processor: its tokenizer or image processor.
-        sizes: batch_size, max_length, max_examples.
-        seed: of the sampling and of the masks.
-
-    Returns:
-        Batches of model inputs.
-
-    Raises:
-        CalibrationError: the data can't be read.
-    """
-    batches = load_batches(data, processor, config=model.config, seed=seed, **sizes)
-    if type(model).__name__.endswith("ForMaskedLM"):
-        return mask_tokens(batches, processor, seed=seed)
-    return batches
-
-
-def states_beside(output: Path) -> Path:
-    """Where the states of a recovery are kept until its output is written."""
-    output = output.absolute()
-    return output.parent / f".{output.name}.recovery"
-
-
 def write_recovery(directory: Path, report: RecoveryReport, data: Any = None) -> None:
-    """Put the report of a recovery into a checkpoint.
+    """Put the report of a recovery into a checkpoint; that of one before it stays inside of it, as `earlier`.
 
     Args:
         directory: of the checkpoint.
@@ -247,8 +256,10 @@ def write_recovery(directory: Path, report: RecoveryReport, data: Any = None) ->
         data: what it read; a name is kept, without the local path that leads to it.
     """
     named = {"data": public_name(data)} if isinstance(data, str) else {}
-    text = json.dumps({**named, **report.to_dict()}, indent=2, allow_nan=False)
-    (directory / RECOVERY_FILE).write_text(text + "\n", encoding="utf-8")
+    place = directory / RECOVERY_FILE
+    earlier = {"earlier": read_json(place)} if place.is_file() else {}
+    text = json.dumps({**named, **report.to_dict(), **earlier}, indent=2, allow_nan=False)
+    place.write_text(text + "\n", encoding="utf-8")
 
 
 def _write(
@@ -257,31 +268,26 @@ def _write(
     recipe: Recipe,
     report: CompressionReport,
     healed: RecoveryReport | None,
-    size_before: int,
+    source: Mapping[str, Any],
+    trimmed: Trimmed | None,
 ) -> int:
     """Write the checkpoint and what belongs to it; the size of the weights' files in bytes."""
     local = not isinstance(work.model, PreTrainedModel) or work.place.is_dir()
     original: str | Path = work.loading.files(work.name) if local else work.name
     with new_directory(work.output, overwrite=work.overwrite) as directory:
         save_checkpoint(model, directory, original=original, processor=work.processor)
+        if trimmed is not None:
+            trimmed.write(directory)
         recipe.write(directory / RECIPE_FILE)
-        source = {**work.loading.source(work.name), "weight_bytes_before": size_before}
         text = json.dumps({**source, **report.to_dict()}, indent=2, allow_nan=False)
         (directory / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
         if healed is not None:
             write_recovery(directory, healed, work.data)
-        make_card(directory, repo_id=work.output.resolve().name).save(directory / CARD_FILE)
+        base = work.loading.base_model
+        card = make_card(directory, repo_id=work.output.resolve().name, base_model=base)
+        card.save(directory / CARD_FILE)
         return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
 
 
 def _is(data: Any, word: str) -> bool:
     return isinstance(data, str) and data == word
-
-
-def _are_batches(data: Any) -> bool:
-    """Whether data are model inputs already, rather than texts, images or the name of some."""
-    if isinstance(data, str | Path):
-        return False
-    if isinstance(data, Mapping):
-        raise CalibrationError("calibration must be a list of batches, got one mapping; pass [batch]")
-    return isinstance(data, list | tuple) and bool(data) and isinstance(data[0], Mapping)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from ..config import CollabConfig
 from ..host.sites import AttentionSite
 from ..modeling.plan import LayerPlan
 from ..parts.query_key.costs import break_even_length
+from ..parts.vocabulary import VocabularyReport
 from ..recovery.blocks import BlockReport
 from ..recovery.reconstruction import Reconstruction
 from ..tensors.factors import SharedFactors
@@ -84,6 +85,22 @@ class LayerReport:
         )
 
 
+def settled(config: CollabConfig, plans: Mapping[str, Mapping[str, Any]]) -> CollabConfig:
+    """Settings that build the same model again without planning.
+
+    Args:
+        config: what was asked for.
+        plans: what was chosen, by part and module.
+
+    Returns:
+        Settings with the plans in the place of the target; those asked for, where all was left as it was.
+    """
+    if not any(plans.values()):
+        return config
+    written = {part: {name: form.to_dict() for name, form in forms.items()} for part, forms in plans.items()}
+    return replace(config, speedup=None, flops=None, params=None, size=None, hold_out=True, plans=written)
+
+
 @dataclass(frozen=True)
 class WholeReport:
     """What happened to all parts of a model under one budget.
@@ -98,6 +115,8 @@ class WholeReport:
         predicted_speedup: of the forms, on this machine; None where speed was not asked for.
         measured_speedup: of the compressed model, timed in turns with the original at the settings' length
             and batch size; None where no random input of that length fits the model.
+        teacher_blocks: numbers of the original's blocks whose outputs the blocks that stay are to give; none
+            where no block was dropped.
     """
 
     plans: Mapping[str, Mapping[str, Any]]
@@ -107,6 +126,7 @@ class WholeReport:
     blocks: tuple[BlockReport, ...] = ()
     predicted_speedup: float | None = None
     measured_speedup: float | None = None
+    teacher_blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,6 +149,8 @@ class CompressionReport:
         length: tokens of the sequence that their operations are counted for.
         target: the budget or other target that was asked for, by its name in the settings; empty where ranks
             were, or nothing.
+        vocabulary: rows that were dropped before anything else; None where none were asked to be.
+        portable: whether the model is of the host's own class, so that it loads without any code of ours.
     """
 
     layers: tuple[LayerReport, ...]
@@ -142,6 +164,8 @@ class CompressionReport:
     sites: tuple[SiteReport, ...] = ()
     length: int = 128
     target: Mapping[str, Any] = field(default_factory=dict)
+    vocabulary: VocabularyReport | None = None
+    portable: bool = False
 
     def __str__(self) -> str:
         """Tables of the modules, and a line for each thing that was measured."""
@@ -169,7 +193,16 @@ class CompressionReport:
     @property
     def operations(self) -> Change:
         """Floating-point operations of all layers for one sequence, before and after."""
+        if self.whole is not None:
+            return self.whole.operations_before, self.whole.operations_after
         return total(site.operations for site in self.sites)
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything but the vocabulary is smaller, so that there is something to recover."""
+        if self.whole is not None:
+            return any(self.whole.plans.values())
+        return any(layer.plan is not None for layer in self.layers)
 
     @property
     def qk_parameters_before(self) -> int:
@@ -184,7 +217,7 @@ class CompressionReport:
     @property
     def mean_relative_error(self) -> float:
         """Mean of the layers' relative errors."""
-        return sum(layer.relative_error for layer in self.layers) / len(self.layers)
+        return sum(layer.relative_error for layer in self.layers) / max(1, len(self.layers))
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, ready for JSON."""
@@ -195,10 +228,13 @@ class CompressionReport:
         for name in ("layers", "sites"):
             values[name] = list(values[name])
         values["target"] = dict(self.target)
+        if self.vocabulary is None:
+            del values["vocabulary"]
         if self.whole is None:
             del values["whole"]
         else:
-            values["whole"]["blocks"] = list(values["whole"]["blocks"])
+            for name in ("blocks", "teacher_blocks"):
+                values["whole"][name] = list(values["whole"][name])
             values["whole"]["plans"] = {
                 part: {name: plan.to_dict() for name, plan in plans.items()}
                 for part, plans in self.whole.plans.items()

@@ -24,7 +24,9 @@ def report_text(report: CompressionReport) -> str:
         Lines without a newline at the end.
     """
     if report.whole is not None:
-        return "\n".join(_whole(report, report.whole))
+        return "\n".join([*_vocabulary(report), *_whole(report, report.whole)])
+    if not report.layers:
+        return "\n".join([*_vocabulary(report), *_totals(report)])
     rows = [
         [
             layer.name,
@@ -38,6 +40,7 @@ def report_text(report: CompressionReport) -> str:
     ]
     return "\n".join(
         [
+            *_vocabulary(report),
             table(["layer", "method", "rank", "error", "Q/K before", "after"], rows),
             "",
             f"query/key: {_counts((report.qk_parameters_before, report.qk_parameters_after))}",
@@ -88,6 +91,8 @@ def target_text(report: CompressionReport) -> str:
 
 
 def _whole(report: CompressionReport, whole: WholeReport) -> Iterator[str]:
+    if report.portable:
+        yield from _stock(whole)
     yield from site_tables(report.sites, {layer.name: _form(layer.plan) for layer in report.layers})
     yield from _totals(report)
     yield from _losses(report)
@@ -98,6 +103,22 @@ def _whole(report: CompressionReport, whole: WholeReport) -> Iterator[str]:
             f"{report.length} and batch size {report.config.batch_size}"
             f"{'' if predicted is None else f' (predicted {predicted:.2f})'}"
         )
+
+
+def _vocabulary(report: CompressionReport) -> list[str]:
+    found = report.vocabulary
+    if found is None:
+        return []
+    return [f"vocabulary: {found.rows_after:,} of {found.rows_before:,} rows stay; the tokenizer changed", ""]
+
+
+def _stock(whole: WholeReport) -> Iterator[str]:
+    """Sizes that the host's own config says."""
+    for stack, plan in whole.plans.get("blocks", {}).items():
+        yield f"layers that stay: {', '.join(map(str, plan.kept))} of {stack}, from 0 on"
+    for width in {plan.width for plan in whole.plans.get("feed_forward", {}).values()}:
+        yield f"neurons of every feed-forward: {width}"
+    yield ""
 
 
 def _totals(report: CompressionReport) -> Iterator[str]:
@@ -124,11 +145,10 @@ def _losses(report: CompressionReport) -> list[str]:
             f"attention output on held-out calibration tokens: mean relative error {before:.4f} after "
             f"decomposition, {after:.4f} after reconstruction"
         )
-    if report.predicted_loss is not None and report.measured_loss is not None:
-        lines.append(
-            f"divergence of the hidden states: predicted {report.predicted_loss:.4f}, "
-            f"measured {report.measured_loss:.4f}"
-        )
+    found = {"predicted": report.predicted_loss, "measured": report.measured_loss}
+    known = [f"{how} {loss:.4f}" for how, loss in found.items() if loss is not None]
+    if known:
+        lines.append(f"divergence of the hidden states: {', '.join(known)}")
     return lines
 
 

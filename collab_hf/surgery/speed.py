@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -13,15 +14,17 @@ from transformers import PreTrainedModel
 from ..config import CollabConfig
 from ..errors import ConfigError, ExportError
 from ..host.inputs import evaluating, example_inputs
+from ..host.sites import all_attention_sites
 from ..measure.bench import Case, check_case, compare_calls, forward_call
 from ..modeling.modeling_collab import changed_modules
 from ..modeling.plans import Plans, apply_plans_
 from ..parts.query_key.methods import METHODS
-from ..parts.registry import QUERY_KEY
 from ..planning.attention_options import AttentionForm
 from ..planning.measured import Measured
 from ..planning.whole import choose_whole, dense_sizes
 from ..planning.whole_plan import WholePlan
+
+Plan = TypeVar("Plan")
 
 # Looks for the share of the operations that gives a speed: by the secant rule, until within this of it.
 _SPEED_STEPS = 7
@@ -62,7 +65,7 @@ def with_copies(plans: Plans, model: nn.Module) -> Plans:
         The plans.
     """
     found = {**plans, "layers": dict(plans.get("layers", {}))}
-    sites = QUERY_KEY.sites(model)
+    sites = all_attention_sites(model)
     for name in plans.get("value_output", {}):
         if name not in found["layers"]:
             heads = plans.get("heads", {}).get(name)
@@ -114,24 +117,53 @@ def at_speed(model: PreTrainedModel, measured: Measured, config: CollabConfig, l
         The plan with the most operations among those timed that are fast enough; None where none is.
     """
     dense, _ = dense_sizes(measured, length)
-    wanted = 1 / float(config.speedup or 1.0)
+    try:
+        plan, fast = look_for_speed(
+            lambda share: choose_whole(measured, length, operations=share * dense),
+            lambda chosen: speedup(model, sized(model, chosen.plans()), config),
+            float(config.speedup or 1.0),
+        )
+    except ConfigError:
+        return None
+    return Chosen(plan, fast)
+
+
+def look_for_speed(
+    choose: Callable[[float], Plan], timed: Callable[[Plan], float], speed: float
+) -> tuple[Plan, float]:
+    """The plan with the most operations that is fast enough, by timing plans.
+
+    Args:
+        choose: gives the plan of least loss within a share of the operations, or raises ConfigError.
+        timed: how many times as fast as the original a plan's model is.
+        speed: how many times as fast it is to be.
+
+    Returns:
+        The plan, and how many times as fast its model is.
+
+    Raises:
+        ConfigError: no plan that was timed is fast enough.
+    """
+    wanted = 1 / speed
     slow: tuple[float, float] = (1.0, 1.0)  # share of the operations, and time over the original's
     fast: tuple[float, float] | None = None
-    best: Chosen | None = None
+    best: tuple[Plan, float] | None = None
     share = wanted
     for _ in range(_SPEED_STEPS):
         try:
-            plan = choose_whole(measured, length, operations=share * dense)
+            plan = choose(share)
         except ConfigError:
             break
-        time = 1 / speedup(model, sized(model, plan.plans()), config)
+        time = 1 / timed(plan)
         if time <= wanted:
-            fast, best = (share, time), Chosen(plan, 1 / time)
+            fast, best = (share, time), (plan, 1 / time)
             if time >= wanted * (1 - _SPEED_SLACK):
                 break
         else:
             slow = (share, time)
         share = _next_share(slow, fast, wanted)
+    if best is None:
+        raise ConfigError(f"no choice of forms is {speed:g} times as fast on this machine")
     return best
 
 

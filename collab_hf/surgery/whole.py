@@ -11,9 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from ..calibration.held_out import Batch, split_batches
-from ..config import PART_NAMES, CollabConfig
+from ..config import CollabConfig
 from ..errors import CalibrationError, ConfigError
-from ..files import read_size
 from ..host.adoption import adopt_
 from ..host.blocks import blocks
 from ..host.rollback import undone_on_error
@@ -27,15 +26,13 @@ from ..parts.shrunk import moments_of
 from ..planning import Divergence
 from ..planning.attention_options import AttentionForm
 from ..planning.measured import Measured, measure_parts
-from ..planning.whole import choose_whole, dense_sizes, given_plan
+from ..planning.whole import choose_whole, dense_sizes, given_plan, most_parameters
 from ..planning.whole_plan import WholePlan
-from ..recovery.blocks import BlockReport, reconstruct_blocks_
-from .report import CompressionReport, LayerReport, WholeReport
+from ..progress import stage
+from ..recovery.blocks import BLOCK_STEPS, BlockReport, reconstruct_blocks_
+from .report import CompressionReport, LayerReport, WholeReport, settled
 from .sites import whole_reports
 from .speed import Chosen, at_speed, runs_at, speedup, subsets
-
-# Gradient steps for each block, instead of those for each layer's queries and keys.
-BLOCK_STEPS = 60
 
 
 def compress_whole_(
@@ -44,6 +41,7 @@ def compress_whole_(
     calibration: Iterable[Batch] | Mapping[str, Any] | None,
     *,
     original: PreTrainedModel | None = None,
+    parameters_before: int | None = None,
     progress: bool = False,
 ) -> CompressionReport:
     """Make all parts of a model smaller under one budget, in place.
@@ -53,13 +51,14 @@ def compress_whole_(
         config: settings with a target for the whole model, or with plans.
         calibration: batches of model inputs.
         original: a copy of the model; None to make one.
+        parameters_before: of the model before its vocabulary was trimmed; None for those that it has.
         progress: whether to draw progress bars on stderr.
 
     Returns:
         What was done.
 
     Raises:
-        FamilyError: no attention layer that collab_hf knows, or one that is compressed already.
+        FamilyError: nothing of the parts that can be made smaller, or a layer that is compressed already.
         ConfigError: a target that can't be met; the message says the nearest that can.
         CalibrationError: no calibration data, or data that does not run.
         DecompositionError: weights that are not finite.
@@ -68,12 +67,16 @@ def compress_whole_(
         raise CalibrationError("surgery on the whole model needs batches of model inputs, got none")
     seen, held = split_batches(list(calibration))
     original = copy.deepcopy(model) if original is None else original
-    before = sum(p.numel() for p in model.parameters())
-    parts = list(config.parts or PART_NAMES)
+    before = parameters_before or sum(p.numel() for p in model.parameters())
+    parts = list(config.planned_parts)
     if config.plans:  # nothing is left to choose; queries and keys alone are solved from what they read
         parts = [QUERY_KEY.name] if config.plans.get("layers") else []
     measured = measure_parts(model, parts, config, seen, held, curves=not config.plans, progress=progress)
-    chosen = _choose(model, measured, parts, config)
+    if not config.plans:
+        stage(
+            "Choosing forms" if config.speedup is None else "Choosing forms, by timing models of their sizes"
+        )
+    chosen = choose_plan(model, measured, parts, config, before)
     with undone_on_error(model):
         plans = build_(model, measured, chosen.plan, config)
         reports = _reconstruct_(model, original, seen, config, progress)
@@ -81,17 +84,14 @@ def compress_whole_(
         speed = speedup(original, model, config) if runs_at(model, config) else None
     plan, length = chosen.plan, chosen.plan.length
     whole = WholeReport(plans, length, plan.dense_operations, plan.operations, reports, chosen.speedup, speed)
-    layers = tuple(_layer_report(site, plans) for site in measured.attention.values())
+    layers = tuple(layer_report(site, plans) for site in measured.attention.values())
     after = sum(p.numel() for p in model.parameters())
-    resolved = replace(
-        config, speedup=None, flops=None, params=None, size=None, hold_out=True, plans=_settings(plans)
-    )
     return CompressionReport(
         layers,
         before,
         after,
         True,
-        resolved,
+        settled(config, plans),
         None if config.plans else plan.predicted_loss,
         loss,
         whole,
@@ -110,14 +110,30 @@ def _reconstruct_(
 ) -> tuple[BlockReport, ...]:
     if not config.reconstruct_steps:
         return ()
-    known = blocks(original)
+    known = {name: [block] for name, block in blocks(original).items()}
     mine = blocks(model, known)
     settings: dict[str, Any] = {"steps": BLOCK_STEPS, "seed": config.seed, "progress": progress}
     return tuple(reconstruct_blocks_(model, original, mine, known, batches, **settings))
 
 
-def _choose(model: PreTrainedModel, measured: Measured, parts: Sequence[str], config: CollabConfig) -> Chosen:
-    """The plan that meets the target with the least loss."""
+def choose_plan(
+    model: PreTrainedModel, measured: Measured, parts: Sequence[str], config: CollabConfig, before: int
+) -> Chosen:
+    """The plan that meets the target with the least loss.
+
+    Args:
+        model: the dense model; left as it is.
+        measured: what planning found out about it.
+        parts: that may be smaller.
+        config: settings with a target, or with plans.
+        before: parameters that the target's share is of.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ConfigError: a target that can't be met.
+    """
     length = image_length(model) or config.length
     if config.plans:
         return Chosen(given_plan(measured, _read_plans(config.plans), length))
@@ -131,16 +147,8 @@ def _choose(model: PreTrainedModel, measured: Measured, parts: Sequence[str], co
             raise ConfigError(f"no choice of forms is {config.speedup:g} times as fast on this machine")
         return min(fitting, key=lambda found: found.plan.predicted_loss)
     total = sum(p.numel() for p in model.parameters())
-    most = (config.params or 1.0) * total
-    if config.size is not None:
-        itemsize = max(p.element_size() for p in model.parameters())
-        most = read_size(config.size) / itemsize * (1 - _HEADER)
-    room = most - (total - parameters)
+    room = most_parameters(model, config, before) - (total - parameters)
     return Chosen(choose_whole(measured, length, parameters=room))
-
-
-# Share of a file of weights that is not weights: names and shapes.
-_HEADER = 0.005
 
 
 def _read_plans(values: Mapping[str, Mapping[str, Any]]) -> Plans:
@@ -153,14 +161,16 @@ def _read_plans(values: Mapping[str, Mapping[str, Any]]) -> Plans:
     }
 
 
-def _settings(plans: Plans) -> dict[str, dict[str, dict[str, Any]]]:
-    return {
-        section: {name: plan.to_dict() for name, plan in forms.items()} for section, forms in plans.items()
-    }
+def layer_report(site: AttentionSite, plans: Plans) -> LayerReport:
+    """Queries and keys of one layer before and after.
 
+    Args:
+        site: the dense layer.
+        plans: of all sites.
 
-def _layer_report(site: AttentionSite, plans: Plans) -> LayerReport:
-    """Queries and keys of one layer before and after."""
+    Returns:
+        Its report.
+    """
     plan, heads = plans.get("layers", {}).get(site.name), plans.get("heads", {}).get(site.name)
     shape, before = AttentionForm(heads=heads).shape(site.shape), site.shape.dense_parameters
     if plan is None:
@@ -197,14 +207,15 @@ def build_(model: PreTrainedModel, measured: Measured, plan: WholePlan, config: 
 def _build_attention_(
     site: AttentionSite, measured: Measured, form: AttentionForm, config: CollabConfig, plans: Plans
 ) -> None:
-    moments, query_key = measured.outputs[site.name], form.query_key
+    moments, query_key = measured.outputs, form.query_key
     if form.heads is not None:
-        HEADS.install_(site, HEADS.trial(site, config, moments).solve(form.heads))
+        HEADS.install_(site, HEADS.trial(site, config, moments[site.name]).solve(form.heads))
         plans.setdefault(HEADS.name, {})[site.name] = form.heads
-        moments = moments_of(moments, columns_of(form.heads, site.shape.head_dim))
+        left = columns_of(form.heads, site.shape.head_dim)
+        moments = {site.name: moments_of(moments[site.name], left)}
         site = replace(site, shape=site.family.shape(site.module))
     if form.values is not None:
-        VALUES.install_(site, VALUES.trial(site, config, moments).solve(form.values))
+        VALUES.install_(site, VALUES.trial(site, config, moments[site.name]).solve(form.values))
         plans.setdefault(VALUES.name, {})[site.name] = form.values
         if query_key is None:  # hosts have values as wide as a head; ours take any
             query_key = METHODS["copy"].given(config, site.shape)

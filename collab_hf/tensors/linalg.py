@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -39,13 +37,30 @@ def top_eigenvectors(gram: Tensor, count: int) -> Tensor:
     return vectors * fix_signs(vectors)
 
 
-def better_subspace(gram: Callable[[Tensor], Tensor], basis: Tensor) -> Tensor:
-    """A basis that holds more of a Gram matrix than the one given, or as much: one Rayleigh-Ritz step.
+def leading_directions(root: Tensor, count: int) -> Tensor:
+    """Orthonormal eigenvectors of the largest eigenvalues of root @ root^T, from what is smaller of the two.
+
+    Args:
+        root: shape (size, columns).
+        count: how many, between 1 and size.
+
+    Returns:
+        Shape (size, count), largest eigenvalue first.
+    """
+    if not count <= root.shape[1] < root.shape[0]:
+        return top_eigenvectors(root @ root.T, count)
+    basis, core = torch.linalg.qr(root)
+    vectors: Tensor = basis @ top_eigenvectors(core @ core.T, count)
+    return vectors * fix_signs(vectors)
+
+
+def better_subspace(root: Tensor, basis: Tensor) -> Tensor:
+    """A basis that holds more of root @ root^T than the one given, or as much: one Rayleigh-Ritz step.
 
     It takes the best directions of span[basis, gram(basis)], for much less than a full eigendecomposition.
 
     Args:
-        gram: product with a symmetric positive semi-definite matrix, (size, n) to (size, n).
+        root: shape (size, columns); its Gram matrix is never formed.
         basis: orthonormal columns, (size, count).
 
     Returns:
@@ -54,9 +69,9 @@ def better_subspace(gram: Callable[[Tensor], Tensor], basis: Tensor) -> Tensor:
     Source:
         Knyazev 2001, "Toward the optimal preconditioned eigensolver", without preconditioner or memory.
     """
-    span: Tensor = torch.linalg.qr(torch.cat([basis, gram(basis)], dim=1))[0]
-    small = span.T @ gram(span)
-    vectors = torch.linalg.eigh((small + small.T) / 2)[1][:, -basis.shape[1] :].flip(-1)
+    span: Tensor = torch.linalg.qr(torch.cat([basis, root @ (root.T @ basis)], dim=1))[0]
+    small = root.T @ span
+    vectors = torch.linalg.eigh(small.T @ small)[1][:, -basis.shape[1] :].flip(-1)
     better: Tensor = span @ vectors
     return better * fix_signs(better)
 

@@ -8,11 +8,12 @@ bias c_h as its last row) and Q_h.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from .linalg import better_subspace, product_svd, top_eigenvectors
+from .linalg import better_subspace, leading_directions, product_svd
 from .score_tensor import ScoreTensor
 from .solution import Solution, converged, relative
 
@@ -42,45 +43,49 @@ class TuckerRanks:
         return self.score < self.key
 
 
-def core_factors(scores: ScoreTensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors of every head's core slice: left_h right_h^T = [A^T T_h; l_h] B.
+@dataclass(frozen=True, eq=False)
+class _Cores:
+    """Factors of every head's core slice: left_h right_h^T = [A^T T_h; l_h] B, truncated to rank w."""
 
-    Args:
-        scores: per-head factors.
-        query: A with orthonormal columns, (D, R_q).
-        key: B with orthonormal columns, (E, R_k).
+    left: Tensor  # (H, R_q or R_q + 1, d)
+    right: Tensor  # (H, R_k, d)
+    ranks: TuckerRanks
 
-    Returns:
-        left (H, R_q or R_q + 1, d) and right (H, R_k, d).
-    """
+    @cached_property
+    def svd(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the slices before truncation."""
+        return product_svd(self.left, self.right)
+
+    def seen_keys(self) -> Tensor:
+        """K_h^T B Q_h for the best Q_h, (H, d, w): what the query side sees of the keys."""
+        if not self.ranks.narrowed:
+            return self.right.mT
+        return self.right.mT @ self.svd[2][..., : self.ranks.score]
+
+    def seen_queries(self) -> Tensor:
+        """The same of the queries (and of the content bias), (H, d, w), for the best P_h."""
+        if not self.ranks.narrowed:
+            return self.left.mT
+        return self.left.mT @ self.svd[0][..., : self.ranks.score]
+
+    def captured(self) -> Tensor:
+        """Sum of squares of the truncated slices: what the approximation has of ||T||^2 + ||l||^2."""
+        if not self.ranks.narrowed:
+            return ((self.left.mT @ self.left) * (self.right.mT @ self.right)).sum()
+        return self.svd[1][..., : self.ranks.score].square().sum()
+
+
+def _left(scores: ScoreTensor, query: Tensor) -> Tensor:
+    """[A^T W_Q^h; b_Q^h] for A with orthonormal columns, (D, R_q)."""
     left = scores.project_query(query).mT
     if scores.query_bias is not None:
         left = torch.cat([left, scores.query_bias.unsqueeze(1)], dim=1)
-    return left, scores.project_key(key).mT
+    return left
 
 
-def _captured_right(scores: ScoreTensor, query: Tensor, key: Tensor, ranks: TuckerRanks) -> Tensor:
-    """K_h^T B Q_h for the best Q_h, (H, d, w): what the query side sees of the keys."""
-    left, right = core_factors(scores, query, key)
-    if not ranks.narrowed:
-        return right.mT
-    return right.mT @ product_svd(left, right)[2][..., : ranks.score]
-
-
-def _captured_left(scores: ScoreTensor, query: Tensor, key: Tensor, ranks: TuckerRanks) -> Tensor:
-    """The same of the queries (and of the content bias), (H, d, w), for the best P_h."""
-    left, right = core_factors(scores, query, key)
-    if not ranks.narrowed:
-        return left.mT
-    return left.mT @ product_svd(left, right)[0][..., : ranks.score]
-
-
-def _captured(scores: ScoreTensor, query: Tensor, key: Tensor, ranks: TuckerRanks) -> Tensor:
-    """Sum of squares of the truncated core slices: what the approximation has of ||T||^2 + ||l||^2."""
-    left, right = core_factors(scores, query, key)
-    if not ranks.narrowed:
-        return ((left.mT @ left) * (right.mT @ right)).sum()
-    return product_svd(left, right)[1][..., : ranks.score].square().sum()
+def _right(scores: ScoreTensor, key: Tensor) -> Tensor:
+    """B^T W_K^h for B with orthonormal columns, (E, R_k)."""
+    return scores.project_key(key).mT
 
 
 def start_subspaces(scores: ScoreTensor, ranks: TuckerRanks) -> tuple[Tensor, Tensor]:
@@ -110,66 +115,72 @@ def decompose_tucker(
         step maximises what is linear in the one subspace; it is kept only if the error falls.
     """
     query, key = start_subspaces(scores, ranks)
+    cores = _Cores(_left(scores, query), _right(scores, key), ranks)
     total = scores.squared_norm + scores.content_bias().square().sum()
 
-    def error(query: Tensor, key: Tensor) -> float:
-        return relative(total - _captured(scores, query, key, ranks), scores.squared_norm)
+    def error(cores: _Cores) -> float:
+        return relative(total - cores.captured(), scores.squared_norm)
 
-    errors = [error(query, key)]
+    errors = [error(cores)]
     for _ in range(max_sweeps):
         if converged(errors, tol):
             break
-        better = _sweep(scores, query, key, ranks)
-        errors.append(error(*better))
+        better = _sweep(scores, query, key, cores)
+        errors.append(error(better[2]))
         if errors[-1] > errors[-2]:  # rounding at the fixed point, or a tied step that went too far
             errors[-1] = errors[-2]
             break
-        query, key = better
-    cores, bias = _cores(scores, query, key, ranks)
-    return Solution(query, key, cores, bias, errors)
+        query, key, cores = better
+    mixing, bias = _mixing(scores, cores)
+    return Solution(query, key, mixing, bias, errors)
 
 
-def _sweep(scores: ScoreTensor, query: Tensor, key: Tensor, ranks: TuckerRanks) -> tuple[Tensor, Tensor]:
+def _sweep(scores: ScoreTensor, query: Tensor, key: Tensor, cores: _Cores) -> tuple[Tensor, Tensor, _Cores]:
     """Better subspaces: one after the other, each the best for the other one; tied, one for both sides."""
-    right = _captured_right(scores, query, key, ranks)
-    gram = scores.query_gram(right @ right.mT)
-    if not ranks.tied:
-        query = _update(gram, query)
-    left = _captured_left(scores, query, key, ranks)
-    other = scores.key_gram(left @ left.mT)
-    if ranks.tied:
-        query = key = _update(gram + other, query)
-        return query, key
-    return query, _update(other, key)
+    queries = _side_by_side(scores.query @ cores.seen_keys())
+    if cores.ranks.tied:
+        keys = _side_by_side(scores.key @ cores.seen_queries())
+        query = key = _update(torch.cat([queries, keys], dim=1), query)
+        return query, key, _Cores(_left(scores, query), _right(scores, key), cores.ranks)
+    query = _update(queries, query)
+    cores = _Cores(_left(scores, query), cores.right, cores.ranks)
+    key = _update(_side_by_side(scores.key @ cores.seen_queries()), key)
+    return query, key, _Cores(cores.left, _right(scores, key), cores.ranks)
 
 
-def _update(gram: Tensor, basis: Tensor) -> Tensor:
+def _side_by_side(heads: Tensor) -> Tensor:
+    """(H, size, w) to (size, H w)."""
+    return heads.transpose(0, 1).flatten(1)
+
+
+def _update(seen: Tensor, basis: Tensor) -> Tensor:
     """The best subspace where it is a large part of the space, else one step towards it.
 
-    A sweep changes the Gram matrix anyway, so that a step gains about as much as the exact answer.
+    A sweep changes what is seen anyway, so that a step gains about as much as the exact answer.
     """
     size, count = basis.shape
-    if _STEP_SAVES * count > size:
-        return top_eigenvectors(gram, count)
-    return better_subspace(gram.matmul, basis)
+    columns = seen.shape[1]
+    if count >= columns:  # all that is seen fits
+        whole: Tensor = torch.linalg.qr(torch.cat([seen, basis], dim=1))[0]
+        return whole[:, :count]
+    if _STEP_SAVES * count > min(size, columns):
+        return leading_directions(seen, count)
+    return better_subspace(seen, basis)
 
 
-def _cores(
-    scores: ScoreTensor, query: Tensor, key: Tensor, ranks: TuckerRanks
-) -> tuple[dict[str, Tensor], Tensor | None]:
+def _mixing(scores: ScoreTensor, cores: _Cores) -> tuple[dict[str, Tensor], Tensor | None]:
     """The mixing's cores (H, w, R), and c_h (H, w) where there is a content bias."""
-    left, right = core_factors(scores, query, key)
-    size = query.shape[1]
+    left, right, ranks = cores.left, cores.right, cores.ranks
     if ranks.narrowed:
-        u, values, v = product_svd(left, right)
+        u, values, v = cores.svd
         scale = values.sqrt().unsqueeze(1)  # shared out evenly, so that both cores train alike
         left, right = u * scale, v * scale
         # A core slice of lower rank than asked for (head_dim < score_width) is padded with zeros.
         missing = max(0, ranks.score - values.shape[1])
         left, right = (torch.nn.functional.pad(x[..., : ranks.score], (0, missing)) for x in (left, right))
-        both = {"query_core": left[:, :size].mT.contiguous(), "key_core": right.mT.contiguous()}
-        cores = {"core": torch.stack([*both.values()])} if ranks.tied else both
+        both = {"query_core": left[:, : ranks.query].mT.contiguous(), "key_core": right.mT.contiguous()}
+        mixing = {"core": torch.stack([*both.values()])} if ranks.tied else both
     else:
         left = left @ right.mT
-        cores = {"query_core": left[:, :size].mT.contiguous()}
-    return cores, None if scores.query_bias is None else left[:, size].contiguous()
+        mixing = {"query_core": left[:, : ranks.query].mT.contiguous()}
+    return mixing, None if scores.query_bias is None else left[:, ranks.query].contiguous()

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...errors import FamilyError
+from ...host.plain import check_plain
 from ...modeling.embeddings import EmbeddingPlan, LowRankEmbedding, token_embeddings
 from ...modeling.errors import RankError
 
@@ -101,12 +102,13 @@ def embedding_sites(model: nn.Module) -> dict[str, EmbeddingSite]:
         The site by name; empty where inputs are no tokens, or where no rank would make the table smaller.
 
     Raises:
-        FamilyError: the embedding is of low rank already.
+        FamilyError: the embedding is of low rank already, or not plain.
     """
     found = {}
     for name, module in token_embeddings(model).items():
         if isinstance(module, LowRankEmbedding):
             raise FamilyError(f"the token embedding is of low rank already; start from the original ({name})")
+        check_plain(module, f"the token embedding {name}")
         shape = EmbeddingShape(module.num_embeddings, module.embedding_dim)
         if shape.largest_rank:
             found[name] = EmbeddingSite(name, module, model, shape)

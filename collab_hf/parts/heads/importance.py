@@ -11,11 +11,11 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ...errors import CalibrationError, ConfigError
 from ...host.inputs import checked_inputs, evaluating, placement
+from ...progress import Steps
 from .gates import changed_heads, gated
 from .losses import Loss, labelled_loss, sampled_loss
 from .sites import HeadSite, head_sites
@@ -106,7 +106,7 @@ def score_heads(
     sites = head_sites(model)
     sums = _Sums.read(state, _settings(model, sites, per, seed, gates or {}))
     device, dtype = placement(model)
-    for number, batch in enumerate(tqdm(batches, desc="Scoring", unit="batch", disable=not progress)):
+    for number, batch in enumerate(Steps(batches, title="Scoring heads", unit="batch", progress=progress)):
         if number < sums.batches:
             continue
         inputs = checked_inputs(batch, number + 1, device, dtype)

@@ -19,14 +19,14 @@ from ..shrunk import ShrinkingPart, Shrunk, factors_of, rows_of
 
 
 class Heads(ShrinkingPart):
-    """The heads of attention layers."""
+    """The heads of attention layers; where several share a key and a value, they go together."""
 
     name = "heads"
     size_name = "heads"
 
     def sites(self, model: Any) -> AttentionSites:
         """The attention layers of a model, by name."""
-        return attention_sites(model)
+        return attention_sites(model, self.name)
 
     def output(self, site: AttentionSite) -> Any:
         """The projection that reads all heads."""
@@ -38,14 +38,14 @@ class Heads(ShrinkingPart):
 
     def parameters(self, plan: HeadsPlan | None, shape: AttentionShape) -> int:
         """Weights and biases of query, key, value and output, the output's bias aside."""
-        heads = shape.num_heads if plan is None else len(plan.kept)
-        width = heads * shape.head_dim
-        return width * 2 * (shape.query_size + shape.key_size) + 3 * width
+        width = (shape.num_heads if plan is None else len(plan.kept)) * shape.head_dim
+        return width * (2 * shape.query_size + 1) + 2 * width // shape.sharing * (shape.key_size + 1)
 
     def operations(self, plan: HeadsPlan | None, shape: AttentionShape, length: int) -> int:
         """Floating-point operations of the whole attention for one sequence, two for each multiply-add."""
         width = (shape.num_heads if plan is None else len(plan.kept)) * shape.head_dim
-        return 2 * length * width * (2 * (shape.query_size + shape.key_size) + 2 * length)
+        projected = 2 * width * shape.query_size + 2 * width // shape.sharing * shape.key_size
+        return 2 * length * (projected + 2 * width * length)
 
     def trial(self, site: AttentionSite, config: CollabConfig, statistics: Moments) -> HeadTrial:
         """The order in which heads go, and what each number of heads costs.
@@ -62,12 +62,13 @@ class Heads(ShrinkingPart):
             DecompositionError: weights or statistics that are not finite.
         """
         weight, _ = factors_of(self.output(site), site.name)
-        head_dim = site.shape.head_dim
-        path = removal_path(statistics, weight, group=head_dim, output_weights=site.gain(), keep=head_dim)
+        shape = site.shape
+        group = shape.head_dim * shape.sharing  # heads that share a key go together
+        path = removal_path(statistics, weight, group=group, output_weights=site.gain(), keep=group)
         options = []
-        for heads in range(1, site.shape.num_heads + 1):
-            plan = None if heads == site.shape.num_heads else HeadsPlan(kept_heads(path, heads))
-            options.append(Option(plan, self.parameters(plan, site.shape), path.error(heads * head_dim)))
+        for heads in range(shape.sharing, shape.num_heads + 1, shape.sharing):
+            plan = None if heads == shape.num_heads else HeadsPlan(kept_heads(path, heads, shape.head_dim))
+            options.append(Option(plan, self.parameters(plan, shape), path.error(heads * shape.head_dim)))
         return HeadTrial(site, statistics, path, tuple(options))
 
     def solution(
@@ -90,8 +91,11 @@ class Heads(ShrinkingPart):
         """
         row, columns = site.family, columns_of(plan, site.shape.head_dim)
         weight, bias = factors_of(site.at(row.output), site.name)
+        shared = columns_of(shared_heads(plan, site.shape.sharing), site.shape.head_dim)
         weights: dict[str, tuple[Tensor, Tensor | None]] = {
-            path: rows_of(site.at(path), columns) for path in (row.query, row.key, row.value)
+            row.query: rows_of(site.at(row.query), columns),
+            row.key: rows_of(site.at(row.key), shared),
+            row.value: rows_of(site.at(row.value), shared),
         }
         if moments is None:
             weights[row.output] = weight[:, columns.to(weight.device)], None
@@ -132,9 +136,14 @@ class HeadTrial:
 HEADS = Heads()
 
 
-def kept_heads(path: RemovalPath, heads: int) -> tuple[int, ...]:
+def kept_heads(path: RemovalPath, heads: int, head_dim: int) -> tuple[int, ...]:
     """The heads that are left when so many are."""
-    return tuple(int(column) // path.group for column in path.kept(heads * path.group)[:: path.group])
+    return tuple(int(column) // head_dim for column in path.kept(heads * head_dim)[::head_dim])
+
+
+def shared_heads(plan: HeadsPlan, sharing: int) -> HeadsPlan:
+    """The heads of keys and values that the kept heads share."""
+    return HeadsPlan(tuple(head // sharing for head in plan.kept[::sharing]))
 
 
 def columns_of(plan: HeadsPlan, head_dim: int) -> Tensor:

@@ -12,8 +12,8 @@ from ...modeling.attention import CollabAttention
 from ...modeling.families import Family, all_attention_layers, relative_name, submodule_at
 from ...modeling.kinds import check_kinds, matches
 
-# One head: the layer's name relative to the base model, and its number there.
 Head = tuple[str, int]
+"""One head: the layer's name relative to the base model, and its number there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +61,8 @@ def head_sites(model: nn.Module) -> dict[str, HeadSite]:
         elif name in known and known[name][0] is module:
             family = known[name][1]
             reason = family.refusal(module, "heads")
+            if family.key_value_heads(module) < family.heads(module):
+                reason = reason or "several of them share a key and can only go together, by --parts heads"
         else:
             continue
         output = submodule_at(module, around[module], family.output)

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 from ...config import CollabConfig
 from ...modeling.errors import RankError
 from ...modeling.forms import FORMS, Form
-from ...modeling.plan import ContentBias, LayerPlan
-from ...modeling.shapes import AttentionShape
+from ...modeling.plan import LayerPlan
+from ...modeling.shapes import AttentionShape, ContentBias
 from ...tensors import ScoreTensor
 from .spectra import svd_spectrum, tied_spectrum, tucker_spectrum
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...config import CollabConfig
-from ...modeling.plan import ContentBias
-from ...modeling.shapes import AttentionShape
+from ...modeling.shapes import AttentionShape, ContentBias
 from ...tensors import ScoreTensor
 from ..part import Option
 from .methods import METHODS

@@ -13,8 +13,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...modeling.plan import ContentBias, LayerPlan
-from ...modeling.shapes import AttentionShape
+from ...modeling.plan import LayerPlan
+from ...modeling.shapes import AttentionShape, ContentBias
 from ...tensors import ScoreTensor
 from ...tensors.moments import LayerStatistics
 from ...tensors.svd import allot_ranks, slice_svd

@@ -32,7 +32,7 @@ class Values(ShrinkingPart):
 
     def sites(self, model: nn.Module) -> AttentionSites:
         """The attention layers of a model, by name."""
-        return attention_sites(model)
+        return attention_sites(model, self.name)
 
     def output(self, site: AttentionSite) -> Any:
         """The projection that reads all heads."""
@@ -45,12 +45,13 @@ class Values(ShrinkingPart):
     def parameters(self, plan: ValuePlan | None, shape: AttentionShape) -> int:
         """Weights of value and output and the biases of the values."""
         width = shape.num_heads * (shape.head_dim if plan is None else plan.width)
-        return width * (shape.key_size + shape.query_size + 1)
+        return width // shape.sharing * (shape.key_size + 1) + width * shape.query_size
 
     def operations(self, plan: ValuePlan | None, shape: AttentionShape, length: int) -> int:
         """Floating-point operations of values, their weighted means and the output, for one sequence."""
         width = shape.num_heads * (shape.head_dim if plan is None else plan.width)
-        return 2 * length * width * (shape.key_size + shape.query_size + length)
+        projected = width // shape.sharing * shape.key_size + width * shape.query_size
+        return 2 * length * (projected + width * length)
 
     @contextmanager
     def replaced(self, sites: AttentionSites, solutions: Mapping[str, Shrunk]) -> Iterator[None]:

@@ -111,6 +111,44 @@ def trim_vocabulary_(
     return TrimmedVocabulary(made, tuple(kept), report)
 
 
+def check_tokenizer(tokenizer: Any) -> None:
+    """Refuse a tokenizer that can't be trimmed, before any work.
+
+    Args:
+        tokenizer: as AutoTokenizer gives it.
+
+    Raises:
+        ConfigError: it has no tokenizer.json, or its model is unknown here.
+    """
+    Pieces(tokenizer)
+
+
+def trim_like_(model: PreTrainedModel, tokenizer: Any, trimmed: Any) -> None:
+    """Drop the rows of an original that a model made from it has no pieces for, in place.
+
+    Both then read the same ids, so that their outputs can be compared.
+
+    Args:
+        model: the original.
+        tokenizer: its own.
+        trimmed: the tokenizer of the other, as `trim_vocabulary_` gave it.
+
+    Raises:
+        ConfigError: trimmed was not made of tokenizer.
+    """
+    ids = tokenizer.get_vocab()
+    left = trimmed.get_vocab()
+    foreign = [piece for piece in left if piece not in ids]
+    if foreign:
+        raise ConfigError(
+            f"the original's tokenizer has no piece {foreign[0]!r}, so the model is not made of it"
+        )
+    found = trim_vocabulary_(model, tokenizer, [[ids[piece] for piece in left]])
+    wrong = [piece for piece, new in left.items() if found.tokenizer.get_vocab().get(piece) != new]
+    if wrong:
+        raise ConfigError(f"the original's tokenizer gives {wrong[0]!r} another place than the model's does")
+
+
 def _used(pieces: Pieces, corpus: Iterable[Any]) -> tuple[list[Any], set[int]]:
     """The corpus as a list, and the ids in it."""
     examples = list(corpus)
