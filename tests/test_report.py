@@ -148,7 +148,7 @@ class TestShown:
         assert "| encoder.layer.0 | 48 → 32 |" in text
         assert f"| operations of the layers, {LENGTH} tokens |" in text
         assert f"| speed on the machine that made it | 1 | {report.whole.measured_speedup:.2f} | |" in text
-        assert "The table of token embeddings is a narrow one" in text
+        assert "Token embeddings are a narrow table" in text
         assert "Relative error" not in text  # those of the scores were not measured
 
 
