@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -117,6 +118,11 @@ def compress_checkpoint(
         ConfigError: settings that contradict each other, or a target that can't be met.
         CalibrationError: data that can't be read or does not run.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # what torchrun and accelerate launch set
+        raise ConfigError(
+            "compression runs in one process, got several; start it without accelerate launch, and recover "
+            "in several with `collab-hf heal`"
+        )
     if not isinstance(model, str | Path):
         model = inner_model(model)
     work = _Work(model, Path(output), config or CollabConfig(), loading or Loading(), overwrite, progress)
