@@ -118,11 +118,7 @@ def compress_checkpoint(
         ConfigError: settings that contradict each other, or a target that can't be met.
         CalibrationError: data that can't be read or does not run.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # what torchrun and accelerate launch set
-        raise ConfigError(
-            "compression runs in one process, got several; start it without accelerate launch, and recover "
-            "in several with `collab-hf heal`"
-        )
+    _check_alone()
     if not isinstance(model, str | Path):
         model = inner_model(model)
     work = _Work(model, Path(output), config or CollabConfig(), loading or Loading(), overwrite, progress)
@@ -190,6 +186,15 @@ def compress_checkpoint(
     if settings is not None:
         shutil.rmtree(states_beside(work.output), ignore_errors=True)
     return CompressedCheckpoint(work.output, report, healed, size, reading.counts)
+
+
+def _check_alone() -> None:
+    """Refuse to be one of several processes, which would all write the same directory."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # what torchrun and accelerate launch set
+        raise ConfigError(
+            "compression runs in one process, got several; start it without accelerate launch, and recover "
+            "in several with `collab-hf heal`"
+        )
 
 
 @dataclass
