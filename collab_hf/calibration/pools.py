@@ -107,7 +107,9 @@ def read_pools(
     if image_processor is not None:
         images = _shipped_images(examples)
         if own_images:
-            images = _mixed(_split(own_images, examples, seed), images, examples, shipped_share, seed)
+            # Shipped images are of a size of their own.
+            share = shipped_share if getattr(image_processor, "do_resize", True) else 0.0
+            images = _mixed(_split(own_images, examples, seed), images, examples, share, seed)
     parts = ("calibration", "training", "held_out")
     calibration, training, held = (Examples(getattr(texts, p), getattr(images, p)) for p in parts)
     main = images if tokenizer is None or (own_images and not own_texts) else texts

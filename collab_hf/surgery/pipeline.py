@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -34,6 +33,7 @@ from ..recipe import (
 )
 from ..recovery import RecoveryConfig, RecoveryReport, recover_
 from ..recovery.config import states_beside
+from ..recovery.processes import check_alone
 from .compress import compress_trimmed_
 from .reading import read_run
 from .report import CompressionReport
@@ -118,7 +118,7 @@ def compress_checkpoint(
         ConfigError: settings that contradict each other, or a target that can't be met.
         CalibrationError: data that can't be read or does not run.
     """
-    _check_alone()
+    check_alone()
     if not isinstance(model, str | Path):
         model = inner_model(model)
     work = _Work(model, Path(output), config or CollabConfig(), loading or Loading(), overwrite, progress)
@@ -186,15 +186,6 @@ def compress_checkpoint(
     if settings is not None:
         shutil.rmtree(states_beside(work.output), ignore_errors=True)
     return CompressedCheckpoint(work.output, report, healed, size, reading.counts)
-
-
-def _check_alone() -> None:
-    """Refuse to be one of several processes, which would all write the same directory."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # what torchrun and accelerate launch set
-        raise ConfigError(
-            "compression runs in one process, got several; start it without accelerate launch, and recover "
-            "in several with `collab-hf heal`"
-        )
 
 
 @dataclass
