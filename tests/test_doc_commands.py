@@ -192,6 +192,3 @@ def test_no_command_is_overlooked() -> None:
     scripts = {words[1] for page in PAGES for words in commands(page) if words[0] == "python"}
     benchmarks = {f"scripts/{script.name}" for script in (REPOSITORY / "scripts").glob("bench_*.py")}
     assert benchmarks <= {*scripts, *APART}
-        *scripts,
-        *APART,
-    }
