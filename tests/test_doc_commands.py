@@ -34,20 +34,23 @@ BENCHMARKS = REPOSITORY / "docs" / "benchmarks"
 SMALLER = {
     "--budget 0.125": "--budget 0.25",
     "--epochs 4 --epochs-again 2": "--max-train 8 --max-dev 8 --epochs 1 --epochs-again 0",
+    "--heal-steps 400": "--heal-steps 2",
     "--json decompose.json": "--json decompose.json --only minilm",
     "--lengths 16,128,512 --batch-sizes 1,8": "--lengths 4,8 --batch-sizes 1,2 --seconds 0.01",
     "--max-train 4000 --epochs 2": "--max-train 8 --epochs 1",
     "--size small": "--smoke",
     "--only model": "--only minilm",
     "--stsb stsb_dev.tsv": "--stsb stsb_dev.tsv --pairs 8 --ablated 4 --seconds 0.01",
+    "few-captions,few-captions-mixed,default,like-the-test,": "",
     "--steps 400": "--steps 2",
     "scripts/glue_table.py": "scripts/glue_table.py --smoke",
+    "scripts/bench_calibration.py": "scripts/bench_calibration.py --examples 8",
     "scripts/bench_speed.py": "scripts/bench_speed.py --seconds 0.01 --out docs/benchmarks",
 }
 # They fetch real checkpoints: tests/test_checkpoints_script.py and tests/test_demo.py run them on made ones.
 FETCHING = ("scripts/checkpoints.py", "scripts/demo.py")
-# They need real text and pictures, other packages, or gigabytes.
-APART = ("scripts/bench_calibration.py", "scripts/bench_model.py", "scripts/bench_streaming.py")
+# They need other packages, or gigabytes.
+APART = ("scripts/bench_model.py", "scripts/bench_streaming.py")
 
 RUN = ("decomposition", "from-scratch", "heads", "int8", "planning", "recovery", "speed")
 RUN_APART = bench_decompose.run_apart
@@ -125,11 +128,15 @@ def reader(
     for name in ("train.tsv", "dev.tsv"):
         write_lines(tmp_path / name, ["sentence\tlabel", *labelled])
 
+    for name in ("agnews", "sst2"):
+        write_lines(tmp_path / "DATA" / f"{name}_dev.tsv", ["sentence\tlabel", *labelled])
+
     pixels = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
-    (tmp_path / "photographs").mkdir()
-    for number, picture in enumerate(pixels):
-        Image.fromarray(picture).save(tmp_path / "photographs" / f"{number}.png")
-    for name in ("train.npz", "dev.npz"):
+    for folder in ("photographs", "DATA/images"):
+        (tmp_path / folder).mkdir()
+        for number, picture in enumerate(pixels):
+            Image.fromarray(picture).save(tmp_path / folder / f"{number}.png")
+    for name in ("train.npz", "dev.npz", "DATA/cifar10_train.npz", "DATA/cifar10_dev.npz"):
         np.savez(tmp_path / name, images=pixels, labels=np.arange(12) % 2)
     shutil.copytree(REPOSITORY / "docs", tmp_path / "docs")  # where tables are written into pages
     return tmp_path

@@ -98,8 +98,8 @@ def compress_checkpoint(
         calibration: what the model reads: `default` for what ships with the package, `none` for no data, a
             file, a folder, a data set or its id, a list of texts or images, or batches of model inputs.
         calibration_examples: examples used at most.
-        shipped_share: share of them that ship with the package, beside a user's own, in [0, 1); they also
-            fill up what these lack, and recovery reads all of them. 0 for none.
+        shipped_share: share of the texts that ship with the package, beside a user's own, in [0, 1); they
+            also fill up what these lack, and recovery reads all of them. 0 for none.
         recovery: how to recover afterwards; None for the default where `recover` says so.
         recovery_data: what recovery reads, as for calibration; None for the calibration data, all of it.
         recover: whether to recover; None to do so where `recovery` is given, or where a target for the whole
