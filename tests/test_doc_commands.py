@@ -121,15 +121,11 @@ def reader(
     (tmp_path / "DATA").mkdir()
     for name in ("stsb_train.tsv", "stsb_dev.tsv", "DATA/stsb_train.tsv", "DATA/stsb_dev.tsv"):
         write_lines(tmp_path / name, ["sentence1\tsentence2\tscore", *rows])
-    write_lines(tmp_path / "sentences.txt", [text for text, _ in pairs])
-    for name in ("train.txt", "dev.txt"):
+    for name in ("sentences.txt", "train.txt", "dev.txt"):
         write_lines(tmp_path / name, [text for text, _ in pairs])
     labelled = [f"{text}\t{('negative', 'positive')[len(text) % 2]}" for text, _ in pairs]
-    for name in ("train.tsv", "dev.tsv"):
+    for name in ("train.tsv", "dev.tsv", "DATA/agnews_dev.tsv", "DATA/sst2_dev.tsv"):
         write_lines(tmp_path / name, ["sentence\tlabel", *labelled])
-
-    for name in ("agnews", "sst2"):
-        write_lines(tmp_path / "DATA" / f"{name}_dev.tsv", ["sentence\tlabel", *labelled])
 
     pixels = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
     for folder in ("photographs", "DATA/images"):
