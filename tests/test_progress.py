@@ -29,8 +29,9 @@ def test_every_stage_is_a_line(collab_hf: CommandLine, model: Path, text: Path, 
 
 
 def test_the_whole_model_says_what_it_measures(
-    collab_hf: CommandLine, model: Path, text: Path, tmp_path: Path
+    collab_hf: CommandLine, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLLAB_HF_CACHE", str(tmp_path / "cache"))  # what is kept is not measured
     target = ["--params", 0.8, "--calibration", text, "--heal-steps", 1]
     result = collab_hf("compress", model, "-o", tmp_path / "out", *target)
     stages = [line.partition(":")[0] for line in result.err.splitlines()]

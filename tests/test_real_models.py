@@ -64,7 +64,7 @@ def test_full_rank_equals_the_original(checkpoint: Callable[[str], Path], name: 
     expected = last_states(load(), batch)
     scale = expected.abs().max().clamp_min(1)
     copied = load()
-    compress_(copied, CollabConfig(method="copy"))
+    compress_(copied, CollabConfig(method="copy"), None)
     assert (last_states(copied, batch) - expected).abs().max() / scale < EXACT
     concatenated = load()
     attention = next(
