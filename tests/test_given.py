@@ -220,6 +220,15 @@ def test_weights_that_are_not_plain_are_named_first(
     assert not any(isinstance(module, CollabAttention) for module in model.modules())
 
 
+def test_the_commands_route_names_them_too(tiny_bert: Callable[..., Any], tmp_path: Path) -> None:
+    model = tiny_bert()
+    attention = model.encoder.layer[1].attention.self
+    attention.query = _rounded(attention.query)
+    with pytest.raises(FamilyError, match=r"query projection of encoder.layer.1.* is no plain projection"):
+        compress_checkpoint(model, tmp_path / "out", CollabConfig(**WHOLE), calibration=[text_inputs()])
+    assert not (tmp_path / "out").exists()
+
+
 def test_tables_that_are_not_plain_are_named_first(tiny_bert: Callable[..., Any]) -> None:
     class Scaled(nn.Embedding):
         pass
