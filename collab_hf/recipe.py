@@ -42,7 +42,7 @@ class Recipe:
         config: method and ranks.
         calibration: `default`, `none`, a file, a folder or a data set id.
         calibration_examples: examples used at most.
-        shipped_share: share of them that ship with the package, beside a user's own.
+        shipped_share: share of them that ship with the package, beside a user's own texts.
         model: the checkpoint that was compressed, by id or by its directory's last name; for the reader.
         versions: of the packages that made it; for the reader.
         target: the budget or other target that the forms were planned for; for the reader.

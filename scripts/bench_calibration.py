@@ -28,7 +28,7 @@ from quality_tasks import read_pictures
 
 # Pairs at the head of the training file whose sentences are captions of videos and images.
 CAPTION_PAIRS = 2000
-# Pictures that the probe trains on, and is tested on.
+# Pictures that the probe trains on, and is tested on, at most.
 PROBE = (4000, 5000)
 
 Figures = dict[str, str]
@@ -72,7 +72,6 @@ class Texts:
             "default": ("default", 0.0),
             "like-the-test": (like, 0.0),
             "like-the-test-mixed": (like, SHIPPED_SHARE),
-            "all-like-the-test": (every, 0.0),
             "all-like-the-test-mixed": (every, SHIPPED_SHARE),
         }
         self._spearman = self._measured(self._original)
@@ -100,11 +99,7 @@ class Pictures:
 
     def __init__(self, checkpoint: Path, data: Path) -> None:
         folder = str(data / "images")
-        self.rows: dict[str, tuple[Any, float]] = {
-            "photographs": (folder, 0.0),
-            "photographs-mixed": (folder, SHIPPED_SHARE),
-            "default": ("default", 0.0),
-        }
+        self.rows: dict[str, tuple[Any, float]] = {"photographs": (folder, 0.0), "default": ("default", 0.0)}
         names = ("cifar10_train.npz", "cifar10_dev.npz")
         self._sets = [read_pictures(data / name, count) for name, count in zip(names, PROBE, strict=True)]
         self._right, self._states = self._probed(load_model(checkpoint))

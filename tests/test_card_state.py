@@ -68,9 +68,9 @@ def test_the_cards_commands_make_the_model_again(
         "--data",
         text,
         "--steps",
-        3,
+        8,
         "--lr",
-        0.02,
+        0.005,
     ]
     assert collab_hf(*again, "--trainable", "attention").code == 0
     card = Path("healed", CARD_FILE).read_text()

@@ -64,7 +64,7 @@ def test_full_rank_equals_the_original(checkpoint: Callable[[str], Path], name: 
     expected = last_states(load(), batch)
     scale = expected.abs().max().clamp_min(1)
     copied = load()
-    compress_(copied, CollabConfig(method="copy"))
+    compress_(copied, CollabConfig(method="copy"), None)
     assert (last_states(copied, batch) - expected).abs().max() / scale < EXACT
     concatenated = load()
     attention = next(
@@ -73,7 +73,7 @@ def test_full_rank_equals_the_original(checkpoint: Callable[[str], Path], name: 
     full = attention.num_attention_heads * getattr(
         attention, "attention_head_size", getattr(attention, "head_dim", 0)
     )
-    compress_(concatenated, CollabConfig(method="cp", rank=full))
+    compress_(concatenated, CollabConfig(method="cp", rank=full), None)
     assert (last_states(concatenated, batch) - expected).abs().max() / scale < EXACT
     without_content_bias_(concatenated)
     assert (last_states(concatenated, batch) - expected).abs().max() / scale > 100 * EXACT

@@ -273,7 +273,7 @@ class TestSettings:
 
     def test_data_is_needed(self, tiny_bert):
         with pytest.raises(CalibrationError, match="needs batches of model inputs, got none"):
-            compress_(tiny_bert(), CollabConfig(flops=0.5))
+            compress_(tiny_bert(), CollabConfig(flops=0.5), None)
 
 
 def test_command_line(collab_hf: CommandLine, model, text, tmp_path):

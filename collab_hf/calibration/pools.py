@@ -4,8 +4,9 @@ The hold-out is set aside before anything reads the data, so that nothing was fi
 depends on the source, the number of calibration examples and the seed alone: recovery and evaluation find it
 again.
 
-A user's examples are mixed with those that ship with the package: fitted to narrow text alone, a model gets
-worse on everything else, and on other text of the user's kind too.
+A user's texts are mixed with those that ship with the package: fitted to narrow text alone, a model gets
+worse on everything else, and on other text of the user's kind too. Images are not: the generated ones that
+ship gained nothing beside photographs.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ def read_pools(
         processor: likewise.
         examples: that calibration reads at most, >= 1.
         seed: of the sampling.
-        shipped_share: share of them that ship with the package, in [0, 1); they also fill up what the source
-            lacks, and recovery reads all of them. 0 for none. A text model whose tokenizer does not know
+        shipped_share: share of the texts that ship with the package, in [0, 1); they also fill up what the
+            source lacks, and recovery reads all of them. 0 for none. A model whose tokenizer does not know
             their words gets none either.
 
     Returns:
@@ -107,7 +108,7 @@ def read_pools(
     if image_processor is not None:
         images = _shipped_images(examples)
         if own_images:
-            images = _mixed(_split(own_images, examples, seed), images, examples, shipped_share, seed)
+            images = _split(own_images, examples, seed)
     parts = ("calibration", "training", "held_out")
     calibration, training, held = (Examples(getattr(texts, p), getattr(images, p)) for p in parts)
     main = images if tokenizer is None or (own_images and not own_texts) else texts
@@ -179,7 +180,7 @@ def _shipped_images(examples: int) -> _Split:
 
 
 def _mixed(own: _Split, shipped: _Split, examples: int, share: float, seed: int) -> _Split:
-    """A user's examples with shipped ones among them; both kinds judge, and as many of each if they can."""
+    """A user's texts with shipped ones among them; both kinds judge, and as many of each if they can."""
     if not share:
         return own
     most = max(1, examples - round(share * examples))
@@ -195,7 +196,7 @@ def _mixed(own: _Split, shipped: _Split, examples: int, share: float, seed: int)
 
 
 def _interleaved(*groups: Sequence[Any]) -> Picked:
-    """All items, each group spread evenly over the whole: batches of images keep this order."""
+    """All items, each group spread evenly over the whole: texts of one length keep this order in batches."""
     places = [((i + 0.5) / len(group), n, i) for n, group in enumerate(groups) for i in range(len(group))]
     return Picked((groups[n], i) for _, n, i in sorted(places))
 

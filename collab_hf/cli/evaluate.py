@@ -76,8 +76,8 @@ def evaluate(
     if against is not None:
         judges = _judges(model, data or "default", max_examples or 1000, loading)
         read["read"] = judges.origin
-        compare = _retrieval if task == "retrieval" else _agreement
-        found = compare(model, against, judges, loading, sizes, watched)
+        retrieval = task == "retrieval"
+        found = _compare(model, against, judges, loading, sizes, watched, retrieval=retrieval)
     elif task == "stsb":
         found = _similarity(model, Path(data or ""), max_examples, loading, sizes, watched)
     else:
@@ -145,28 +145,27 @@ def _judges(name: str, data: str, most: int, loading: Loading) -> _Judges:
     return _Judges(pools.everything.at_most(most, 0), processor, f"{origin}: {unknown}")
 
 
-def _agreement(
-    name: str, against: str, judges: _Judges, loading: Loading, sizes: dict[str, int], watched: bool
-) -> Agreement:
+def _compare(
+    name: str,
+    against: str,
+    judges: _Judges,
+    loading: Loading,
+    sizes: dict[str, int],
+    watched: bool,
+    *,
+    retrieval: bool,
+) -> Agreement | Retrieval:
+    """What is left of the original's embeddings, or of the neighbours that they have."""
     from collab_hf.calibration.examples import batches_of
     from collab_hf.measure.evaluation import measure_agreement
-
-    model = loading.model(name)
-    reference = replace(loading, revision=None, subfolder="").reference(against, model, judges.processor)
-    batches = batches_of(judges.examples, judges.processor, config=model.config, **sizes)
-    return measure_agreement(model, reference, batches, progress=watched)
-
-
-def _retrieval(
-    name: str, against: str, judges: _Judges, loading: Loading, sizes: dict[str, int], watched: bool
-) -> Retrieval:
-    from collab_hf.calibration.examples import batches_of
     from collab_hf.measure.retrieval import measure_retrieval
 
     model = loading.model(name)
     reference = replace(loading, revision=None, subfolder="").reference(against, model, judges.processor)
     batches = batches_of(judges.examples, judges.processor, config=model.config, **sizes)
-    return measure_retrieval(model, reference, batches, progress=watched)
+    if retrieval:
+        return measure_retrieval(model, reference, batches, progress=watched)
+    return measure_agreement(model, reference, batches, progress=watched)
 
 
 def _plain(value: float | str) -> str:

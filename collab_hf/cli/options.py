@@ -33,7 +33,7 @@ ShippedShare = Annotated[
     float | None,
     typer.Option(
         metavar="F",
-        help="Share of the calibration examples that ship with the package, mixed with yours; recovery reads "
+        help="Share of the calibration texts that ship with the package, mixed with yours; recovery reads "
         "all that ship. 0 for none: for text of another language, or code.  [default: 0.5]",
     ),
 ]

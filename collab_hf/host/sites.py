@@ -84,12 +84,15 @@ def all_attention_sites(model: nn.Module) -> dict[str, AttentionSite]:
     }
 
 
-def attention_sites(model: nn.Module, part: str = "query_key") -> dict[str, AttentionSite]:
+def attention_sites(
+    model: nn.Module, part: str = "query_key", *, with_weights: bool = True
+) -> dict[str, AttentionSite]:
     """The attention layers of which a part can be made smaller.
 
     Args:
         model: a transformers model.
         part: `query_key`, `heads` or `value_output`.
+        with_weights: whether their weights will be read too, and must be plain.
 
     Returns:
         Sites by name, in the model's order.
@@ -100,7 +103,8 @@ def attention_sites(model: nn.Module, part: str = "query_key") -> dict[str, Atte
     """
     found = all_attention_sites(model)
     sites = {name: site for name, site in found.items() if site.family.refusal(site.module, part) is None}
-    check_plain_sites(sites)
+    if with_weights:
+        check_plain_sites(sites)
     if not sites and found:
         raise FamilyError(
             f"{_TITLES[part]} of {type(model).__name__} can't be compressed: {first_refusal(found, part)}"

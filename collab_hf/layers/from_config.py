@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from ..errors import ConfigError, FamilyError
 from ..host.sites import attention_sites
@@ -68,8 +68,8 @@ def collaborative(
         raise ConfigError(f"the config is collaborative already, got {type(config).__name__}")
     kinds = checked_kinds(attention)
     with torch.device("meta"):  # names and sizes are all that is read of it
-        model = _host_class(config)._from_config(copy.deepcopy(config))
-    sites = attention_sites(model)
+        model = _auto_class(config).from_config(copy.deepcopy(config))
+    sites = attention_sites(model, with_weights=False)
     check_kinds(sites, kinds)
     plans = {
         name: _plan(site.shape, rank, plan, dims_per_head, head_dim, name)
@@ -85,13 +85,12 @@ def collaborative(
     return made  # type: ignore[no-any-return]
 
 
-def _host_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The bare model, or where a host has none, such as an encoder-decoder of two models, its first head."""
+def _auto_class(config: PreTrainedConfig) -> Any:
+    """That of the bare model, or where a host has none, such as an encoder-decoder, of its first head."""
     heads = heads_of(config.model_type)
     if not heads:
         raise FamilyError(f"no Auto class knows the model type {config.model_type!r}")
-    host: type[PreTrainedModel] = getattr(transformers, heads.get("AutoModel", next(iter(heads.values()))))
-    return host
+    return getattr(transformers, "AutoModel" if "AutoModel" in heads else next(iter(heads)))
 
 
 def _plan(

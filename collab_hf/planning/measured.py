@@ -14,7 +14,7 @@ from ..calibration.linear_inputs import linear_moments
 from ..calibration.statistics import collect_statistics
 from ..config import CollabConfig
 from ..errors import FamilyError
-from ..host.sites import AttentionSite, all_attention_sites, first_refusal
+from ..host.sites import AttentionSite, all_attention_sites, check_plain_sites, first_refusal
 from ..modeling.kinds import check_kinds, matches
 from ..modeling.plan import LayerPlan
 from ..modeling.plans import SECTIONS
@@ -128,6 +128,7 @@ def measure_parts(
         DecompositionError: weights that are not finite.
     """
     attention = all_attention_sites(model)
+    check_plain_sites(attention)
     alone: dict[str, Mapping[str, Any]] = {part.name: part.sites(model) for part in _ALONE}
     open_sites = _open_sites(model, parts, attention, alone, config)
     neurons = alone[FEED_FORWARDS.name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -134,3 +135,16 @@ def launched_precision() -> str:
             f"recovery runs in mixed precision no or bf16, accelerate was launched with {asked}"
         )
     return str(asked)
+
+
+def check_alone() -> None:
+    """Refuse to be one of several processes, which would all write the same directory.
+
+    Raises:
+        ConfigError: there are several.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # what torchrun and accelerate launch set
+        raise ConfigError(
+            "compression runs in one process, got several; start it without accelerate launch, and recover "
+            "in several with `collab-hf heal`"
+        )

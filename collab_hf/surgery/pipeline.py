@@ -33,6 +33,7 @@ from ..recipe import (
 )
 from ..recovery import RecoveryConfig, RecoveryReport, recover_
 from ..recovery.config import states_beside
+from ..recovery.processes import check_alone
 from .compress import compress_trimmed_
 from .reading import read_run
 from .report import CompressionReport
@@ -97,8 +98,8 @@ def compress_checkpoint(
         calibration: what the model reads: `default` for what ships with the package, `none` for no data, a
             file, a folder, a data set or its id, a list of texts or images, or batches of model inputs.
         calibration_examples: examples used at most.
-        shipped_share: share of them that ship with the package, beside a user's own, in [0, 1); they also
-            fill up what these lack, and recovery reads all of them. 0 for none.
+        shipped_share: share of the texts that ship with the package, beside a user's own, in [0, 1); they
+            also fill up what these lack, and recovery reads all of them. 0 for none.
         recovery: how to recover afterwards; None for the default where `recover` says so.
         recovery_data: what recovery reads, as for calibration; None for the calibration data, all of it.
         recover: whether to recover; None to do so where `recovery` is given, or where a target for the whole
@@ -117,6 +118,7 @@ def compress_checkpoint(
         ConfigError: settings that contradict each other, or a target that can't be met.
         CalibrationError: data that can't be read or does not run.
     """
+    check_alone()
     if not isinstance(model, str | Path):
         model = inner_model(model)
     work = _Work(model, Path(output), config or CollabConfig(), loading or Loading(), overwrite, progress)
