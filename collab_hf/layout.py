@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
+Change = tuple[int, int]  # before and after
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Lay out rows of text in columns, numbers to the right.
@@ -27,6 +29,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ).rstrip()
         for line in lines
     )
+
+
+def change_text(change: Change, arrow: str = "->") -> str:
+    """A number before and after, such as `12 -> 8`, or the one that stayed."""
+    before, after = change
+    return f"{before:,}" if before == after else f"{before:,} {arrow} {after:,}"
 
 
 def share(after: float, before: float) -> str:

@@ -27,8 +27,8 @@ import typer
 from torch import Tensor
 
 from collab_hf import CollabConfig, compress_, load_model
-from collab_hf.cli.answers import table
 from collab_hf.host.sites import attention_sites
+from collab_hf.layout import table
 from collab_hf.modeling.plan import LayerPlan
 from collab_hf.parts.query_key.candidates import score_tensor
 from collab_hf.tensors import ScoreTensor, decompose

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 import checkpoints
-from collab_hf.cli.answers import table
+from collab_hf.layout import table
 from collab_hf.modeling.plan import LayerPlan
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "checkpoints"

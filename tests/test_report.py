@@ -11,9 +11,16 @@ import pytest
 import torch
 import yaml
 from cli_support import SENTENCES, VOCABULARY, CommandLine, save_with_tokenizer, write_lines
-from transformers import BertModel, T5Config, T5ForConditionalGeneration
+from torch.nn.utils import prune
+from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
+    BertModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
-from collab_hf import CollabConfig, compress_
+from collab_hf import CollabConfig, compress_, compress_checkpoint
 from collab_hf.files import RECIPE_FILE, REPORT_FILE
 from collab_hf.hub.card import make_card
 from collab_hf.layout import changed_repr
@@ -21,14 +28,31 @@ from collab_hf.measure.bench import Case, forward_call
 from collab_hf.measure.inspection import inspect_model
 from collab_hf.modeling.errors import ConfigError
 from collab_hf.recovery import LossWeights, RecoveryConfig
+from collab_hf.surgery import speed
 from collab_hf.surgery.report import CompressionReport
 
 LENGTH = 12
+BART_SIZES = {"layers": 1, "attention_heads": 3, "ffn_dim": 48}
 
 
 @pytest.fixture
 def texts() -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": torch.randint(50, (8, LENGTH))} for _ in range(4)]
+
+
+def ended() -> list[dict[str, torch.Tensor]]:
+    """Texts whose last token, and no other, is the end token of `tiny_bart`."""
+    return [
+        {"input_ids": torch.cat([torch.randint(3, 50, (4, LENGTH - 1)), torch.full((4, 1), 2)], 1)}
+        for _ in range(4)
+    ]
+
+
+@pytest.fixture
+def tiny_bart() -> BartForSequenceClassification:
+    sizes = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in BART_SIZES.items()}
+    config = BartConfig(vocab_size=50, d_model=24, max_position_embeddings=64, eos_token_id=2, **sizes)
+    return BartForSequenceClassification(config).eval()
 
 
 @pytest.fixture
@@ -76,6 +100,23 @@ class TestSites:
         assert lost == report.parameters_before - report.parameters_after
         assert report.parameters_after == sum(p.numel() for p in model.parameters())
 
+    def test_values_alone(self, tiny_bert: Callable[..., Any], texts: Any) -> None:
+        """Our attention takes the host's place for them, and has no bias of the keys."""
+        plans = {"value_output": {"encoder.layer.0.attention.self": {"width": 6}}}
+        report = compress_(tiny_bert(), CollabConfig(plans=plans, length=LENGTH), texts)
+        lost = sum(before - after for before, after in (site.parameters for site in report.sites))
+        assert lost == report.parameters_before - report.parameters_after
+        assert "copy 24" in str(report)
+
+    def test_feed_forwards_that_are_not_plain(self, tiny_bert: Callable[..., Any]) -> None:
+        """Queries and keys have nothing to do with them."""
+        model = tiny_bert()
+        layer = next(m for name, m in model.named_modules() if name.endswith("layer.0.intermediate.dense"))
+        prune.l1_unstructured(layer, "weight", amount=0.5)
+        report = compress_(model, CollabConfig(method="svd", rank=6), None)
+        assert [site.kind for site in report.sites] == ["attention"] * 2
+        assert report.parameters_after < report.parameters_before
+
     def test_operations_add_up(self, whole: Any) -> None:
         _, report = whole
         assert report.operations == (report.whole.operations_before, report.whole.operations_after)
@@ -103,8 +144,8 @@ class TestShown:
         assert f"{report.parameters_after:,} parameters ({kept:.1%})" in text
         share = report.operations[1] / report.operations[0]
         assert f"operations of the layers at length {LENGTH}: {share:.1%} of the original's" in text
-        speed = report.whole.measured_speedup
-        assert f"speed: {speed:.2f} times that of the original on this machine, at length 12" in text
+        fast = report.whole.measured_speedup
+        assert f"speed: {fast:.2f} times that of the original on this machine, at length 12" in text
         assert "predicted" not in text  # nothing was: the forms were given
 
     def test_html(self, whole: Any) -> None:
@@ -162,6 +203,43 @@ class TestSpeed:
     def test_texts_that_are_too_long_for_the_model(self, tiny_bert: Callable[..., Any], texts: Any) -> None:
         model = tiny_bert(BertModel, max_position_embeddings=32)
         assert compress_(model, CollabConfig(params=0.8), texts).whole.measured_speedup is None
+
+    def test_models_that_refuse_random_texts(self, tiny_bart: Any) -> None:
+        """Sentences without an end token."""
+        report = compress_(tiny_bart, CollabConfig(flops=0.8, length=LENGTH, reconstruct_steps=0), ended())
+        assert report.whole.measured_speedup is None
+        assert report.parameters_after < report.parameters_before
+
+    def test_passes_that_take_long(
+        self, tiny_bert: Callable[..., Any], texts: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(speed, "_MOST_SECONDS", 0.0)
+        config = CollabConfig(flops=0.8, length=LENGTH, reconstruct_steps=0)
+        assert compress_(tiny_bert(), config, texts).whole.measured_speedup is None
+
+    def test_files_stay_the_same(
+        self, tiny_bert: Callable[..., Any], texts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A speed that nobody asked for is told, not kept: it differs from run to run."""
+        found = []
+        for number in (1.5, 2.5):
+            monkeypatch.setattr(speed, "speedup", lambda *_, number=number: number)
+            (tmp_path / str(number)).mkdir()
+            out = tmp_path / str(number) / "made"
+            torch.manual_seed(0)
+            config = CollabConfig(flops=0.6, length=LENGTH)
+            done = compress_checkpoint(tiny_bert(), out, config, calibration=texts, recover=False)
+            assert done.report.whole.measured_speedup == number
+            assert done.to_dict()["whole"]["measured_speedup"] == number
+            found.append({file.name: file.read_bytes() for file in out.iterdir()})
+        assert {REPORT_FILE, "README.md", "model.safetensors"} <= set(found[0])
+        assert found[0] == found[1]
+
+    def test_a_speed_that_was_asked_for_is_kept(self, whole: Any) -> None:
+        _, report = whole
+        assert report.repeatable.whole.measured_speedup is None
+        asked = replace(report, target={"speedup": 2.0})
+        assert asked.repeatable == asked
 
     def test_models_with_a_decoder(self) -> None:
         config = T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)

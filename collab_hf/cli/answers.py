@@ -16,7 +16,6 @@ import typer
 from tqdm import tqdm
 from typer.core import TyperCommand
 
-from collab_hf.layout import table as table
 from collab_hf.modeling.errors import ConfigError
 from collab_hf.progress import logger
 from collab_hf.registration.versions import check_versions

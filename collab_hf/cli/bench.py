@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from collab_hf.cli import options
-from collab_hf.cli.answers import Answer, start_reporting, table
+from collab_hf.cli.answers import Answer, start_reporting
 from collab_hf.hub.source import Loading
+from collab_hf.layout import table
 from collab_hf.modeling.errors import ConfigError
 from collab_hf.progress import stage
 from collab_hf.ranges import check_above

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from collab_hf.cli.answers import Answer, table
+from collab_hf.cli.answers import Answer
+from collab_hf.layout import table
 
 if TYPE_CHECKING:
     from collab_hf.host.sites import AttentionSite

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collab_hf.cli import options
-from collab_hf.cli.answers import Answer, table
+from collab_hf.cli.answers import Answer
+from collab_hf.layout import table
 
 EXAMPLE = "Example: collab-hf families --json"
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from collab_hf.cli import options
-from collab_hf.cli.answers import Answer, start_reporting, table
+from collab_hf.cli.answers import Answer, start_reporting
 from collab_hf.cli.head_options import Attention, Calibration, Examples, Seed, kinds
 from collab_hf.errors import ConfigError
 from collab_hf.hub.source import Loading
+from collab_hf.layout import table
 from collab_hf.ranges import check_seed, check_share
 
 if TYPE_CHECKING:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from collab_hf.cli import head_pruning, options
-from collab_hf.cli.answers import Answer, AnsweringCommand, start_reporting, table
+from collab_hf.cli.answers import Answer, AnsweringCommand, start_reporting
 from collab_hf.cli.head_options import Attention, Examples, Plot, Seed, example_batches, kinds
 from collab_hf.errors import ConfigError
 from collab_hf.hub.source import Loading
+from collab_hf.layout import table
 from collab_hf.ranges import check_seed, is_number
 
 if TYPE_CHECKING:

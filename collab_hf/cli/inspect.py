@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from collab_hf.cli import options
-from collab_hf.cli.answers import Answer, start_reporting, table
+from collab_hf.cli.answers import Answer, start_reporting
 from collab_hf.hub.source import Loading
+from collab_hf.layout import table
 from collab_hf.modeling.errors import ConfigError
 
 if TYPE_CHECKING:

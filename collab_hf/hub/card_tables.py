@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
+from ..layout import change_text, share
+
 
 def totals_table(report: Mapping[str, Any], weight_bytes: int) -> str:
     """Rows of parameter counts and sizes, before and after.
@@ -57,9 +59,9 @@ def size_tables(report: Mapping[str, Any]) -> str:
         lines += ["", f"| {' | '.join(columns)} |", "|---" + "|---:" * (len(columns) - 1) + "|"]
         for site in members:
             changes = [*site["sizes"].values(), site["parameters"]]
-            cells = [f"{a:,}" if a == b else f"{a:,} → {b:,}" for a, b in changes]
+            cells = [change_text(change, "→") for change in changes]
             before, after = site["operations"]
-            cells.append(f"{after / before:.1%}" if before else "")
+            cells.append(share(after, before))
             lines.append(f"| {' | '.join([site['name'], *cells])} |")
     return "\n".join(lines)
 

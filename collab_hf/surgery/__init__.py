@@ -3,7 +3,8 @@
 from .compress import compress_
 from .dense import to_dense_
 from .pipeline import CompressedCheckpoint, compress_checkpoint
-from .report import CompressionReport, LayerReport
+from .report import CompressionReport
+from .report_layers import LayerReport
 
 __all__ = [
     "CompressedCheckpoint",

@@ -33,8 +33,9 @@ from ..recovery.reconstruction import Reconstruction, reconstruct
 from ..tensors.factors import SharedFactors
 from ..tensors.moments import LayerStatistics
 from .given import find_batches, read_settings
-from .report import CompressionReport, LayerReport
-from .sites import query_key_reports
+from .report import CompressionReport
+from .report_layers import LayerReport
+from .report_sites import query_key_reports
 from .stock import compress_stock_
 from .vocabulary import Trimmed, completed, trimmed_alone, without_vocabulary
 from .whole import compress_whole_

@@ -281,7 +281,7 @@ def _write(
         if trimmed is not None:
             trimmed.write(directory)
         recipe.write(directory / RECIPE_FILE)
-        text = json.dumps({**source, **report.to_dict()}, indent=2, allow_nan=False)
+        text = json.dumps({**source, **report.repeatable.to_dict()}, indent=2, allow_nan=False)
         (directory / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
         if healed is not None:
             write_recovery(directory, healed, work.data)

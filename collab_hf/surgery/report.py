@@ -2,87 +2,30 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import CollabConfig
-from ..host.sites import AttentionSite
-from ..modeling.plan import LayerPlan
-from ..parts.query_key.costs import break_even_length
+from ..layout import Change, share
 from ..parts.vocabulary import VocabularyReport
-from ..recovery.blocks import BlockReport
-from ..recovery.reconstruction import Reconstruction
-from ..tensors.factors import SharedFactors
 from .report_html import report_html
-from .report_text import report_text
-from .sites import Change, SiteReport, total
+from .report_layers import LayerReport, WholeReport
+from .report_sites import SiteReport, total
+from .report_text import (
+    counts,
+    layer_table,
+    loss_lines,
+    site_tables,
+    slower_lines,
+    speed_lines,
+    stock_lines,
+    vocabulary_lines,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What happened to one attention layer.
-
-    Attributes:
-        name: the layer's name relative to the base model.
-        method: `cp`, `tucker`, `svd`, `copy`, or `dense` where it was left alone.
-        rank: width of the shared query projection.
-        plan: every setting of the form; None where dense.
-        relative_error: ||T - T^||_F / ||T||_F of the decomposition, whitened by the calibration data where
-            there is some.
-        qk_parameters_before: weights and biases of the dense query and key projections.
-        qk_parameters_after: shared projections, mixing and content bias.
-        break_even_length: tokens from which the form takes more operations than dense; None for never.
-        output_error: relative error of the attention output after decomposition and after reconstruction,
-            on calibration tokens that no gradient step saw (the statistics did, and they chose between
-            stages); None without reconstruction.
-    """
-
-    name: str
-    method: str
-    rank: int
-    plan: LayerPlan | None
-    relative_error: float
-    qk_parameters_before: int
-    qk_parameters_after: int
-    break_even_length: int | None = None
-    output_error: tuple[float, float] | None = None
-
-    @classmethod
-    def of(
-        cls, site: AttentionSite, factors: SharedFactors | None, better: Reconstruction | None
-    ) -> LayerReport:
-        """Report on one layer.
-
-        Args:
-            site: the layer, with the sizes that it had.
-            factors: its decomposition; None where it was left dense.
-            better: its reconstruction, if there was one.
-
-        Returns:
-            The report.
-        """
-        name, shape, before = site.name, site.shape, site.shape.dense_parameters
-        if factors is None:
-            return cls(name, "dense", shape.full_rank, None, 0.0, before, before)
-        plan = factors.plan
-        costly_from = break_even_length(plan, shape)
-        return cls(
-            name,
-            plan.method,
-            plan.query_rank,
-            plan,
-            factors.relative_error,
-            before,
-            factors.num_parameters,
-            None if math.isinf(costly_from) else math.ceil(costly_from),
-            None if better is None else (better.error_before, better.error_after),
-        )
 
 
 def settled(config: CollabConfig, plans: Mapping[str, Mapping[str, Any]]) -> CollabConfig:
@@ -99,34 +42,6 @@ def settled(config: CollabConfig, plans: Mapping[str, Mapping[str, Any]]) -> Col
         return config
     written = {part: {name: form.to_dict() for name, form in forms.items()} for part, forms in plans.items()}
     return replace(config, speedup=None, flops=None, params=None, size=None, hold_out=True, plans=written)
-
-
-@dataclass(frozen=True)
-class WholeReport:
-    """What happened to all parts of a model under one budget.
-
-    Attributes:
-        plans: forms by part and module, as config.json keeps them.
-        length: tokens of the sequence that operations are counted for.
-        operations_before: floating-point operations of all layers for one sequence, two a multiply-add.
-        operations_after: the same afterwards.
-        blocks: relative error of each block's output before and after reconstruction, on held-out
-            calibration examples; empty without reconstruction.
-        predicted_speedup: of the forms, on this machine; None where speed was not asked for.
-        measured_speedup: of the compressed model, timed in turns with the original at the settings' length
-            and batch size; None where no random input of that length fits the model.
-        teacher_blocks: numbers of the original's blocks whose outputs the blocks that stay are to give; none
-            where no block was dropped.
-    """
-
-    plans: Mapping[str, Mapping[str, Any]]
-    length: int
-    operations_before: int
-    operations_after: int
-    blocks: tuple[BlockReport, ...] = ()
-    predicted_speedup: float | None = None
-    measured_speedup: float | None = None
-    teacher_blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -169,10 +84,24 @@ class CompressionReport:
 
     def __str__(self) -> str:
         """Tables of the modules, and a line for each thing that was measured."""
-        return report_text(self)
+        lines = vocabulary_lines(self.vocabulary)
+        if self.whole is not None:
+            lines += stock_lines(self.whole) if self.portable else []
+            lines += site_tables(self.sites, self.layers)
+        elif self.layers:
+            kept = counts((self.qk_parameters_before, self.qk_parameters_after))
+            lines += [layer_table(self.layers), "", f"query/key: {kept}"]
+        lines += self._totals()
+        lines += slower_lines(self.layers) if self.whole is None else speed_lines(self.whole, self.config)
+        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return report_html(self)
+        notes = [self._operations_text] if self.operations[0] else []
+        if self.whole is not None and self.whole.measured_speedup is not None:
+            notes.append(f"speed: {self.whole.measured_speedup:.2f} times that of the original")
+        if self.measured_loss is not None:
+            notes.append(f"divergence of the hidden states: {self.measured_loss:.4f}")
+        return report_html(self.sites, self._parameters, self._target_text, notes)
 
     def plot(self, file: str | Path | None = None) -> Figure:
         """Draw the parameters of every module before and after.
@@ -188,7 +117,8 @@ class CompressionReport:
         """
         from .report_plot import plot
 
-        return plot(self, None if file is None else Path(file))
+        bars = [(site.name, site.parameters) for site in self.sites] or [("whole model", self._parameters)]
+        return plot(bars, self._parameters, None if file is None else Path(file))
 
     @property
     def operations(self) -> Change:
@@ -219,6 +149,16 @@ class CompressionReport:
         """Mean of the layers' relative errors."""
         return sum(layer.relative_error for layer in self.layers) / max(1, len(self.layers))
 
+    @property
+    def repeatable(self) -> CompressionReport:
+        """The report as a checkpoint keeps it: without a speed that the target did not ask for.
+
+        Timings differ from run to run, and the same input is to give the same files.
+        """
+        if self.whole is None or "speedup" in self.target:
+            return self
+        return replace(self, whole=replace(self.whole, measured_speedup=None))
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, ready for JSON."""
         values = asdict(self)
@@ -242,3 +182,27 @@ class CompressionReport:
         totals = ("qk_parameters_before", "qk_parameters_after", "mean_relative_error")
         operations = dict(zip(("operations_before", "operations_after"), self.operations, strict=True))
         return {**values, **{name: getattr(self, name) for name in totals}, **operations}
+
+    @property
+    def _parameters(self) -> Change:
+        return self.parameters_before, self.parameters_after
+
+    @property
+    def _target_text(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self.target.items())
+
+    @property
+    def _operations_text(self) -> str:
+        before, after = self.operations
+        return f"operations of the layers at length {self.length}: {share(after, before)} of the original's"
+
+    def _totals(self) -> Iterator[str]:
+        yield f"whole model: {counts(self._parameters, ' parameters')}"
+        if self.operations[0]:
+            yield self._operations_text
+        if self.target:
+            yield f"asked for: {self._target_text}"
+        if self.layers and self.whole is None:
+            on = "on calibration data" if self.calibrated else "of the weights alone"
+            yield f"mean relative error: {self.mean_relative_error:.4f} ({on})"
+        yield from loss_lines(self.layers, self.predicted_loss, self.measured_loss)

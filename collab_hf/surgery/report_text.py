@@ -4,29 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
 
-from ..layout import share, table
-from .sites import Change, SiteReport
-
-if TYPE_CHECKING:
-    from ..modeling.plan import LayerPlan
-    from .report import CompressionReport, LayerReport, WholeReport
+from ..config import CollabConfig
+from ..layout import Change, change_text, share, table
+from ..parts.vocabulary import VocabularyReport
+from .report_layers import LayerReport, WholeReport
+from .report_sites import SiteReport
 
 
-def report_text(report: CompressionReport) -> str:
-    """Lay out a report.
+def vocabulary_lines(rows: VocabularyReport | None) -> list[str]:
+    """What became of the vocabulary, with a blank line after it.
 
     Args:
-        report: what compression did.
+        rows: before and after; None where it was left as it was.
 
     Returns:
-        Lines without a newline at the end.
+        Lines.
     """
-    if report.whole is not None:
-        return "\n".join([*_vocabulary(report), *_whole(report, report.whole)])
-    if not report.layers:
-        return "\n".join([*_vocabulary(report), *_totals(report)])
+    if rows is None:
+        return []
+    return [f"vocabulary: {rows.rows_after:,} of {rows.rows_before:,} rows stay; the tokenizer changed", ""]
+
+
+def layer_table(layers: Sequence[LayerReport]) -> str:
+    """Forms of queries and keys, where they alone were made smaller.
+
+    Args:
+        layers: one report per attention layer.
+
+    Returns:
+        A table.
+    """
     rows = [
         [
             layer.name,
@@ -36,33 +44,22 @@ def report_text(report: CompressionReport) -> str:
             f"{layer.qk_parameters_before:,}",
             f"{layer.qk_parameters_after:,}",
         ]
-        for layer in report.layers
+        for layer in layers
     ]
-    return "\n".join(
-        [
-            *_vocabulary(report),
-            table(["layer", "method", "rank", "error", "Q/K before", "after"], rows),
-            "",
-            f"query/key: {_counts((report.qk_parameters_before, report.qk_parameters_after))}",
-            *_totals(report),
-            f"mean relative error: {report.mean_relative_error:.4f}"
-            f" ({'on calibration data' if report.calibrated else 'of the weights alone'})",
-            *_losses(report),
-            *_slower(report),
-        ]
-    )
+    return table(["layer", "method", "rank", "error", "Q/K before", "after"], rows)
 
 
-def site_tables(sites: Sequence[SiteReport], forms: dict[str, str]) -> Iterator[str]:
+def site_tables(sites: Sequence[SiteReport], layers: Sequence[LayerReport]) -> Iterator[str]:
     """One table for each kind of module, with a blank line after it.
 
     Args:
         sites: modules before and after, those of a kind one after the other.
-        forms: names of the forms of queries and keys, by layer.
+        layers: with the forms of queries and keys.
 
     Yields:
         Tables and blank lines.
     """
+    forms = {layer.name: layer.plan.form.label(layer.plan) for layer in layers if layer.plan is not None}
     for kind, group in groupby(sites, key=lambda site: site.kind):
         members = list(group)
         measured = any(site.loss is not None for site in members)
@@ -79,94 +76,93 @@ def site_tables(sites: Sequence[SiteReport], forms: dict[str, str]) -> Iterator[
         yield ""
 
 
-def change_text(change: Change) -> str:
-    """A size before and after, or the one that stayed."""
-    before, after = change
-    return f"{before:,}" if before == after else f"{before:,} -> {after:,}"
+def stock_lines(whole: WholeReport) -> list[str]:
+    """Sizes that the host's own config says, with a blank line after them.
+
+    Args:
+        whole: what happened to a model that stays of the host's own class.
+
+    Returns:
+        Lines; none where nothing changed.
+    """
+    lines = [
+        f"layers that stay: {', '.join(map(str, plan.kept))} of {stack}, from 0 on"
+        for stack, plan in whole.plans.get("blocks", {}).items()
+    ]
+    widths = {plan.width for plan in whole.plans.get("feed_forward", {}).values()}
+    lines += [f"neurons of every feed-forward: {width}" for width in widths]
+    return [*lines, ""] if lines else []
 
 
-def target_text(report: CompressionReport) -> str:
-    """The target that was asked for, such as `flops 0.5`; empty where there was none."""
-    return ", ".join(f"{name} {value}" for name, value in report.target.items())
+def speed_lines(whole: WholeReport, config: CollabConfig) -> Iterator[str]:
+    """The speed, where it was measured.
 
+    Args:
+        whole: what happened to all parts of a model.
+        config: settings, with the batch size that was timed.
 
-def _whole(report: CompressionReport, whole: WholeReport) -> Iterator[str]:
-    if report.portable:
-        yield from _stock(whole)
-    yield from site_tables(report.sites, {layer.name: _form(layer.plan) for layer in report.layers})
-    yield from _totals(report)
-    yield from _losses(report)
+    Yields:
+        One line at most.
+    """
     if whole.measured_speedup is not None:
         predicted = whole.predicted_speedup
         yield (
             f"speed: {whole.measured_speedup:.2f} times that of the original on this machine, at length "
-            f"{report.length} and batch size {report.config.batch_size}"
+            f"{whole.length} and batch size {config.batch_size}"
             f"{'' if predicted is None else f' (predicted {predicted:.2f})'}"
         )
 
 
-def _vocabulary(report: CompressionReport) -> list[str]:
-    found = report.vocabulary
-    if found is None:
-        return []
-    return [f"vocabulary: {found.rows_after:,} of {found.rows_before:,} rows stay; the tokenizer changed", ""]
-
-
-def _stock(whole: WholeReport) -> Iterator[str]:
-    """Sizes that the host's own config says."""
-    for stack, plan in whole.plans.get("blocks", {}).items():
-        yield f"layers that stay: {', '.join(map(str, plan.kept))} of {stack}, from 0 on"
-    for width in {plan.width for plan in whole.plans.get("feed_forward", {}).values()}:
-        yield f"neurons of every feed-forward: {width}"
-    yield ""
-
-
-def _totals(report: CompressionReport) -> Iterator[str]:
-    whole = report.parameters_before, report.parameters_after
-    yield f"whole model: {_counts(whole, ' parameters')}"
-    before, after = report.operations
-    if before:
-        yield f"operations of the layers at length {report.length}: {share(after, before)} of the original's"
-    if report.target:
-        yield f"asked for: {target_text(report)}"
-
-
-def _counts(change: Change, of: str = "") -> str:
+def counts(change: Change, of: str = "") -> str:
+    """Numbers before and after with the share that is left, such as `1,000 -> 500 parameters (50.0%)`."""
     before, after = change
     return f"{before:,} -> {after:,}{of} ({share(after, before)})"
 
 
-def _losses(report: CompressionReport) -> list[str]:
+def loss_lines(layers: Sequence[LayerReport], predicted: float | None, measured: float | None) -> list[str]:
+    """What the model's outputs lost, where that is known.
+
+    Args:
+        layers: one report per attention layer.
+        predicted: divergence of the hidden states, by planning.
+        measured: the same of the compressed model.
+
+    Returns:
+        Lines.
+    """
     lines = []
-    errors = [layer.output_error for layer in report.layers if layer.output_error is not None]
+    errors = [layer.output_error for layer in layers if layer.output_error is not None]
     if errors:
         before, after = (sum(side) / len(errors) for side in zip(*errors, strict=True))
         lines.append(
             f"attention output on held-out calibration tokens: mean relative error {before:.4f} after "
             f"decomposition, {after:.4f} after reconstruction"
         )
-    found = {"predicted": report.predicted_loss, "measured": report.measured_loss}
+    found = {"predicted": predicted, "measured": measured}
     known = [f"{how} {loss:.4f}" for how, loss in found.items() if loss is not None]
     if known:
         lines.append(f"divergence of the hidden states: {', '.join(known)}")
     return lines
 
 
-def _slower(report: CompressionReport) -> list[str]:
-    lengths = [layer.break_even_length for layer in report.layers if layer.break_even_length is not None]
-    if not lengths:
-        return []
-    return [
-        f"warning: slower than the original from {min(lengths)} tokens on or earlier, because scores are "
-        "wider than a head; tucker, or cp with --dims-per-head, has narrower ones"
-    ]
+def slower_lines(layers: Sequence[LayerReport]) -> Iterator[str]:
+    """A warning where scores are wider than a head.
+
+    Args:
+        layers: one report per attention layer.
+
+    Yields:
+        One line at most.
+    """
+    lengths = [layer.break_even_length for layer in layers if layer.break_even_length is not None]
+    if lengths:
+        yield (
+            f"warning: slower than the original from {min(lengths)} tokens on or earlier, because scores are "
+            "wider than a head; tucker, or cp with --dims-per-head, has narrower ones"
+        )
 
 
 def _ranks(layer: LayerReport) -> str:
     if layer.plan is None or layer.plan.key_rank == layer.plan.query_rank:
         return str(layer.rank)
     return f"{layer.plan.query_rank}x{layer.plan.key_rank}"
-
-
-def _form(plan: LayerPlan | None) -> str:
-    return "dense" if plan is None else plan.form.label(plan)

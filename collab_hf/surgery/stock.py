@@ -23,8 +23,9 @@ from ..planning import Divergence
 from ..planning.stock import StockMeasured, StockPlan, given_stock_plan, measure_stock
 from ..planning.whole import most_parameters
 from ..recovery.blocks import BLOCK_STEPS, BlockReport, reconstruct_blocks_
-from .report import CompressionReport, WholeReport, settled
-from .speed import look_for_speed, runs_at, speedup
+from .report import CompressionReport, settled
+from .report_layers import WholeReport
+from .speed import look_for_speed, reported_speedup, speedup
 
 
 def compress_stock_(
@@ -66,7 +67,7 @@ def compress_stock_(
         if config.reconstruct_steps and plans:
             reports = _reconstruct_(model, original, measured, plan, seen, config, progress)
         loss = Divergence.between(model, original, held)
-        speed = speedup(original, model, config) if runs_at(model, config) else None
+        speed = reported_speedup(original, model, config)
     counts, length = (dense.operations, plan.operations), image_length(model) or config.length
     whole = WholeReport(plans, length, *counts, tuple(reports), fast, speed, teacher_blocks(measured, plan))
     resolved = settled(config, plans)

@@ -30,9 +30,10 @@ from ..planning.whole import choose_whole, dense_sizes, given_plan, most_paramet
 from ..planning.whole_plan import WholePlan
 from ..progress import stage
 from ..recovery.blocks import BLOCK_STEPS, BlockReport, reconstruct_blocks_
-from .report import CompressionReport, LayerReport, WholeReport, settled
-from .sites import whole_reports
-from .speed import Chosen, at_speed, runs_at, speedup, subsets
+from .report import CompressionReport, settled
+from .report_layers import LayerReport, WholeReport
+from .report_sites import whole_reports
+from .speed import Chosen, at_speed, reported_speedup, subsets
 
 
 def compress_whole_(
@@ -81,7 +82,7 @@ def compress_whole_(
         plans = build_(model, measured, chosen.plan, config)
         reports = _reconstruct_(model, original, seen, config, progress)
         loss = Divergence.between(model, original, held)
-        speed = speedup(original, model, config) if runs_at(model, config) else None
+        speed = reported_speedup(original, model, config)
     plan, length = chosen.plan, chosen.plan.length
     whole = WholeReport(plans, length, plan.dense_operations, plan.operations, reports, chosen.speedup, speed)
     layers = tuple(layer_report(site, plans) for site in measured.attention.values())
@@ -95,7 +96,7 @@ def compress_whole_(
         None if config.plans else plan.predicted_loss,
         loss,
         whole,
-        whole_reports(measured, plan, with_losses=not config.plans),
+        whole_reports(measured, plan, plans, with_losses=not config.plans),
         length,
         config.target,
     )

@@ -11,8 +11,9 @@ from ..calibration.held_out import Batch, split_batches
 from ..config import CollabConfig
 from ..measure.bench import image_length
 from ..planning.measured import measure_parts
-from .report import CompressionReport, WholeReport
-from .sites import SiteReport, whole_reports
+from .report import CompressionReport
+from .report_layers import WholeReport
+from .report_sites import SiteReport, whole_reports
 from .stock import plan_stock
 from .whole import choose_plan, layer_report
 
@@ -58,7 +59,7 @@ def preview_whole(
         plans, loss, operations = plan.plans(), plan.predicted_loss, (plan.dense_operations, plan.operations)
         after = total - plan.dense_parameters + plan.parameters
         layers = tuple(layer_report(site, plans) for site in measured.attention.values())
-        sites = whole_reports(measured, plan, with_losses=True)
+        sites = whole_reports(measured, plan, plans, with_losses=not config.plans)
     length = image_length(model) or config.length
     whole = WholeReport(plans, length, *operations, predicted_speedup=fast)
     return CompressionReport(
@@ -67,7 +68,7 @@ def preview_whole(
         after,
         True,
         config,
-        loss,
+        None if config.plans else loss,
         whole=whole,
         sites=sites,
         length=length,

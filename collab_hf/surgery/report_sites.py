@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from ..errors import FamilyError
 from ..host.sites import AttentionSite, AttentionSites
+from ..layout import Change
 from ..modeling.plan import LayerPlan
-from ..parts.part import Option, Part
+from ..modeling.plans import Plans
+from ..parts.part import Part
 from ..parts.registry import FEED_FORWARDS, HEADS, QUERY_KEY, VALUES
 from ..planning.attention_options import AttentionForm
 from ..planning.measured import Measured
 from ..planning.whole_plan import WholePlan
-
-Change = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -47,30 +48,29 @@ class SiteReport:
         return self.parameters[0] != self.parameters[1] or any(a != b for a, b in self.sizes.values())
 
 
-def whole_reports(measured: Measured, plan: WholePlan, *, with_losses: bool) -> tuple[SiteReport, ...]:
+def whole_reports(
+    measured: Measured, plan: WholePlan, installed: Plans, *, with_losses: bool
+) -> tuple[SiteReport, ...]:
     """Report on every module that a plan for the whole model has a say in.
 
     Args:
         measured: the model's sites.
-        plan: what they became.
+        plan: what they were to become.
+        installed: the forms that they have, by section and site; narrow values bring one of queries and keys.
         with_losses: whether the plan's losses were measured.
 
     Returns:
         Attention layers first, then those of the other parts.
     """
-    options = {
-        name: option if with_losses else replace(option, loss=None) for name, option in plan.options.items()
-    }
-    length = plan.length
-    found = [
-        attention_report(site, options[name].plan, length, options[name].loss)
-        for name, site in measured.attention.items()
-    ]
-    alone = measured.sites_alone()
-    return (
-        *found,
-        *(part_report(part, name, site.shape, options[name], length) for part, name, site in alone),
-    )
+    losses = {name: option.loss if with_losses else None for name, option in plan.options.items()}
+    found = []
+    for name, attention in measured.attention.items():
+        form = AttentionForm(*(installed.get(section, {}).get(name) for section in AttentionForm.sections))
+        found.append(attention_report(attention, form, plan.length, losses[name]))
+    for part, name, site in measured.sites_alone():
+        alone = installed.get(part.name, {}).get(name)
+        found.append(part_report(part, name, site.shape, alone, plan.length, losses[name]))
+    return tuple(found)
 
 
 def query_key_reports(
@@ -90,14 +90,18 @@ def query_key_reports(
         length: tokens of the sequence that operations are counted for.
 
     Returns:
-        Attention layers first, then feed-forwards.
+        Attention layers first, then feed-forwards where their projections are plain.
     """
     found = [
         attention_report(site, AttentionForm(query_key=plans.get(name)), length, losses.get(name))
         for name, site in sites.items()
     ]
-    others = FEED_FORWARDS.sites(model)
-    return (*found, *(part_report(FEED_FORWARDS, n, site.shape, None, length) for n, site in others.items()))
+    try:
+        others = FEED_FORWARDS.sites(model)
+    except FamilyError:  # projections that are not plain, which queries and keys have nothing to do with
+        others = {}
+    found += [part_report(FEED_FORWARDS, n, site.shape, None, length, None) for n, site in others.items()]
+    return tuple(found)
 
 
 def attention_report(site: AttentionSite, form: AttentionForm, length: int, loss: float | None) -> SiteReport:
@@ -129,20 +133,20 @@ def attention_report(site: AttentionSite, form: AttentionForm, length: int, loss
     )
 
 
-def part_report(part: Part, name: str, shape: Any, option: Option | None, length: int) -> SiteReport:
+def part_report(part: Part, name: str, shape: Any, plan: Any, length: int, loss: float | None) -> SiteReport:
     """Report on a module that one part has to itself.
 
     Args:
         part: the part.
         name: of the module.
         shape: sizes that it had.
-        option: what it became; None where it stayed.
+        plan: what it became; None where it stayed.
         length: tokens of the sequence that operations are counted for.
+        loss: as planning measured it.
 
     Returns:
         The report.
     """
-    plan, loss = (None, None) if option is None else (option.plan, option.loss)
     return SiteReport(
         name,
         part.name,
