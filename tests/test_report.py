@@ -210,6 +210,12 @@ class TestSpeed:
         assert report.whole.measured_speedup is None
         assert report.parameters_after < report.parameters_before
 
+    def test_a_model_of_one_layer_is_faster_than_one_of_eight(self, tiny_bert: Callable[..., Any]) -> None:
+        deep, shallow = tiny_bert(num_hidden_layers=8), tiny_bert(num_hidden_layers=1)
+        config = CollabConfig(flops=0.5, length=LENGTH)
+        assert speed.reported_speedup(deep, shallow, config) > 1.5
+        assert speed.reported_speedup(shallow, deep, config) < 1 / 1.5
+
     def test_passes_that_take_long(
         self, tiny_bert: Callable[..., Any], texts: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -123,18 +123,19 @@ class Measurement:
         return values
 
 
-def compare_calls(before: Call, after: Call, *, seconds: float = 2.0) -> Timing:
+def compare_calls(before: Call, after: Call, *, seconds: float = 2.0, min_pairs: int = MIN_PAIRS) -> Timing:
     """Time two calls in turns, so that whatever else the machine does falls on both alike.
 
     Args:
         before: the first call.
         after: the second call.
-        seconds: about how long to measure, > 0; at least `MIN_PAIRS` pairs are timed.
+        seconds: about how long to measure, > 0.
+        min_pairs: timed however long that takes, at least 2.
 
     Returns:
         Medians of both, and the ratios of the pairs.
     """
-    return compare_all(before, {"after": after}, seconds=seconds)["after"]
+    return compare_all(before, {"after": after}, seconds=seconds, min_pairs=min_pairs)["after"]
 
 
 def compare_all(

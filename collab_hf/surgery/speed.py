@@ -16,7 +16,7 @@ from ..config import CollabConfig
 from ..errors import ConfigError, ExportError
 from ..host.inputs import evaluating
 from ..host.sites import all_attention_sites
-from ..measure.bench import MIN_PAIRS, Case, check_case, compare_all, forward_call
+from ..measure.bench import MIN_PAIRS, Case, check_case, compare_calls, forward_call
 from ..modeling.modeling_collab import changed_modules
 from ..modeling.plans import Plans, apply_plans_
 from ..parts.query_key.methods import METHODS
@@ -93,15 +93,14 @@ def speedup(
         original: the dense model.
         compressed: the smaller one.
         config: settings with length and batch size.
-        min_pairs: timed however long that takes.
+        min_pairs: timed however long that takes, at least 2.
 
     Returns:
         Median ratio of throughputs.
     """
     calls = [forward_call(model, _case(config)) for model in (original, compressed)]
     with evaluating(original), evaluating(compressed), torch.inference_mode():
-        found = compare_all(calls[0], {"": calls[1]}, seconds=_TIMED_SECONDS, min_pairs=min_pairs)
-    return found[""].throughput.median
+        return compare_calls(*calls, seconds=_TIMED_SECONDS, min_pairs=min_pairs).throughput.median
 
 
 def reported_speedup(
