@@ -30,14 +30,15 @@ from collab_hf import (
     CollabConfig,
     RecoveryConfig,
     compress_checkpoint,
-    load_batches,
     load_model,
     load_processor,
     recover_,
 )
+from collab_hf.calibration.pools import Pools, read_pools
 from collab_hf.checkpoint.onnx import export_onnx
 from collab_hf.measure.bench import Case, compare_all
 from collab_hf.measure.tables import read_scores
+from collab_hf.surgery.reading import recovery_batches
 from model_peers import GraphPeer, Peer, TorchPeer, magnitude_pruned, static_model
 
 CASES = tuple((batch, length) for batch in (1, 32) for length in (32, 128))
@@ -91,7 +92,8 @@ class Run:
         file = self.out / f"{name}.safetensors"
         if not file.exists():
             settings = RecoveryConfig(steps=self.steps, learning_rate=RATE, trainable="all")
-            recover_(model, self.original, self._batches(), settings)
+            training, held_out = recovery_batches(self._pools, model, self.tokenizer)
+            recover_(model, self.original, training, settings, held_out=held_out)
             save_model(model, str(file))
         load_weights(model, str(file))
         return TorchPeer(model, self.tokenizer, file.stat().st_size)
@@ -107,9 +109,10 @@ class Run:
         size = sum(file.stat().st_size for file in place.glob("*.safetensors"))
         return TorchPeer(load_model(place), self.tokenizer, size)
 
-    def _batches(self) -> Any:
-        sizes = {"batch_size": 32, "max_length": 128, "max_examples": 20_000}
-        return load_batches(self.calibration, self.tokenizer, config=self.original.config, **sizes)
+    @cached_property
+    def _pools(self) -> Pools:
+        """What `compress_checkpoint` reads, so that all train on the same text and are judged by the same."""
+        return read_pools(self.calibration, self.tokenizer)
 
 
 def peers(run: Run, shares: Sequence[float], sizes: Sequence[str]) -> Iterator[tuple[str, Peer]]:
