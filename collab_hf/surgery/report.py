@@ -59,13 +59,13 @@ class CompressionReport:
         measured_loss: divergence of the compressed model's hidden states from the original's on the same
             examples, which neither statistics nor reconstruction saw.
         whole: what happened to the other parts of the model; None where queries and keys alone were.
+        vocabulary: rows that were dropped before anything else; None where none were asked to be.
+        portable: whether the model is of the host's own class, so that it loads without any code of ours.
         sites: every module of the layers, before and after; token embeddings too under a budget for the whole
             model.
         length: tokens of the sequence that their operations are counted for.
         target: the budget or other target that was asked for, by its name in the settings; empty where ranks
             were, or nothing.
-        vocabulary: rows that were dropped before anything else; None where none were asked to be.
-        portable: whether the model is of the host's own class, so that it loads without any code of ours.
     """
 
     layers: tuple[LayerReport, ...]
@@ -76,11 +76,11 @@ class CompressionReport:
     predicted_loss: float | None = None
     measured_loss: float | None = None
     whole: WholeReport | None = None
+    vocabulary: VocabularyReport | None = None
+    portable: bool = False
     sites: tuple[SiteReport, ...] = ()
     length: int = 128
     target: Mapping[str, Any] = field(default_factory=dict)
-    vocabulary: VocabularyReport | None = None
-    portable: bool = False
 
     def __str__(self) -> str:
         """Tables of the modules, and a line for each thing that was measured."""

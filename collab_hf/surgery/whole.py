@@ -96,9 +96,9 @@ def compress_whole_(
         None if config.plans else plan.predicted_loss,
         loss,
         whole,
-        whole_reports(measured, plan, plans, with_losses=not config.plans),
-        length,
-        config.target,
+        sites=whole_reports(measured, plan, plans, with_losses=not config.plans),
+        length=length,
+        target=config.target,
     )
 
 
