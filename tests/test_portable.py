@@ -163,7 +163,8 @@ def test_speed_is_looked_for_by_timing(tiny_bert: Any, texts: Any, monkeypatch: 
     def faster(_: Any, other: Any, __: Any) -> float:
         return dense / sum(p.numel() for p in other.encoder.parameters())
 
-    monkeypatch.setattr("collab_hf.surgery.stock.speedup", faster)
+    for module in ("stock", "speed"):
+        monkeypatch.setattr(f"collab_hf.surgery.{module}.speedup", faster)
     assert speed.look_for_speed(lambda share: share, lambda plan: 1 / plan, 2.0)[1] >= 2
     config = CollabConfig(speedup=1.5, length=12, portable=True)
     whole = compress_(model, config, texts).whole
