@@ -10,6 +10,7 @@ from random_models import PLANS, make_collab_
 from transformers import BertForMaskedLM
 
 from collab_hf.checkpoint import verification
+from collab_hf.cli.closeness import closeness
 
 
 @pytest.fixture
@@ -43,6 +44,9 @@ def test_a_difference_is_shown(collab_hf: CommandLine, model: Path, tmp_path: Pa
     text = collab_hf("verify", tmp_path / "small", "--against", model).out
     assert "is complete: " in text
     assert f"outputs against {model}: max difference" in text
+    cosine = values["difference"]["cosine"]
+    assert values["difference"]["relative"] ** 2 / 2 == pytest.approx(1 - cosine, rel=0.5)
+    assert f"cosine {cosine:.4f}: {closeness(cosine)}" in text
     assert "outputs against" not in collab_hf("verify", tmp_path / "small").out
 
 

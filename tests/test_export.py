@@ -50,6 +50,8 @@ def test_an_image_model_to_onnx_and_int8(tiny_vit: Callable[..., Any], tmp_path:
     small = export_onnx(model, tmp_path / "small.onnx", int8=True)
     assert full.inputs == ("pixel_values",)
     assert full.difference < ROUNDING < small.difference < 0.2
+    assert 0.9 < small.cosine < full.cosine
+    assert full.cosine == pytest.approx(1, abs=1e-6)
     assert small.to_dict()["int8"]
 
 

@@ -202,6 +202,7 @@ def test_differences_leave_padding_out() -> None:
     assert found.maximum == pytest.approx(0.5)
     assert found.mean == pytest.approx(0.3)
     assert found.relative == pytest.approx(0.26**0.5 / 5)
+    assert found.cosine == pytest.approx((3.5 * 3 + 3.9 * 4) / (5 * (3.5**2 + 3.9**2) ** 0.5))
     assert compare_outputs(outputs, expected, {}).maximum == 70
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
@@ -34,6 +35,7 @@ class OnnxExport:
         file_size: bytes.
         difference: largest difference to torch, relative to the largest value, on inputs of another shape
             than the one that was traced.
+        cosine: least cosine of an output, as one vector, with torch's.
         int8: whether the weights of linear layers are 8-bit integers.
     """
 
@@ -42,6 +44,7 @@ class OnnxExport:
     outputs: tuple[str, ...]
     file_size: int
     difference: float
+    cosine: float
     int8: bool = False
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,17 +95,17 @@ def export_onnx(model: PreTrainedModel, file: Path, *, int8: bool = False) -> On
         _trace(model, inputs, outputs, graph)
         stage("Comparing the graph with torch")
         other = example_inputs(model, batch=3, length=29)
-        difference = _difference(model, other, outputs, graph)
+        difference, cosine = _compare(model, other, outputs, graph)
         if difference > TOLERANCE:
             raise ExportError(
                 f"the graph's outputs differ from torch's by {difference:.1e}, more than {TOLERANCE:.0e}"
             )
         if int8:
             graph = _quantise(graph)
-            difference = _difference(model, other, outputs, graph)
+            difference, cosine = _compare(model, other, outputs, graph)
         size = graph.stat().st_size
         graph.replace(file)
-    return OnnxExport(file, names, outputs, size, difference, int8)
+    return OnnxExport(file, names, outputs, size, difference, cosine, int8)
 
 
 def _check_packages() -> None:
@@ -157,22 +160,28 @@ def _trace(model: PreTrainedModel, inputs: Inputs, outputs: tuple[str, ...], fil
             raise ExportError(f"{type(model).__name__} can't be traced: {reason}") from error
 
 
-def _difference(model: PreTrainedModel, inputs: Inputs, outputs: tuple[str, ...], file: Path) -> float:
+def _compare(
+    model: PreTrainedModel, inputs: Inputs, outputs: tuple[str, ...], file: Path
+) -> tuple[float, float]:
+    """Largest relative difference of an output to torch's, and the least cosine of one."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     found = session.run(list(outputs), {name: value.numpy() for name, value in inputs.items()})
     with evaluating(model), torch.no_grad():
         expected = model(**inputs, return_dict=True)
-    worst = 0.0
+    worst, cosine = 0.0, 1.0
     for name, array in zip(outputs, found, strict=True):
         reference = expected[name]
         if tuple(array.shape) != tuple(reference.shape):
             raise ExportError(
                 f"the graph's output {name} has shape {array.shape}, not {tuple(reference.shape)}"
             )
-        worst = max(worst, ((torch.from_numpy(array) - reference).abs().max() / reference.abs().max()).item())
-    return worst
+        value = torch.from_numpy(array)
+        worst = max(worst, ((value - reference).abs().max() / reference.abs().max()).item())
+        flat = (value.double().flatten(), reference.double().flatten())
+        cosine = min(cosine, F.cosine_similarity(*flat, dim=0).item())
+    return worst, cosine
 
 
 def _quantise(file: Path) -> Path:

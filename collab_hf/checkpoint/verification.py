@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -37,11 +38,13 @@ class Difference:
         maximum: largest absolute difference.
         mean: mean absolute difference.
         relative: ||y - y_ref||_F / ||y_ref||_F.
+        cosine: of all outputs as one vector, <y, y_ref> / (||y|| ||y_ref||).
     """
 
     maximum: float
     mean: float
     relative: float
+    cosine: float
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ def compare_outputs(
     Raises:
         DataError: outputs of different shapes, or not finite.
     """
-    errors, references = [], []
+    found, references = [], []
     for number, output in outputs.items():
         reference = expected[number]
         if output.shape != reference.shape:
@@ -174,13 +177,18 @@ def compare_outputs(
         mask = inputs.get(f"{number}.attention_mask")
         if mask is not None and mask.shape == output.shape[:-1]:
             output, reference = output[mask.bool()], reference[mask.bool()]
-        errors.append((output - reference).double().flatten())
+        found.append(output.double().flatten())
         references.append(reference.double().flatten())
-    error, norm = torch.cat(errors), torch.cat(references).norm()
+    all_found, wanted = torch.cat(found), torch.cat(references)
+    error = (all_found - wanted).abs()
     if not torch.isfinite(error).all():
         raise DataError("the outputs are not finite")
-    size = error.abs()
-    return Difference(size.max().item(), size.mean().item(), (error.norm() / norm).item())
+    return Difference(
+        error.max().item(),
+        error.mean().item(),
+        (error.norm() / wanted.norm()).item(),
+        F.cosine_similarity(all_found, wanted, dim=0).item(),
+    )
 
 
 def _inputs(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:

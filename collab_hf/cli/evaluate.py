@@ -10,6 +10,7 @@ import typer
 
 from collab_hf.cli import options
 from collab_hf.cli.answers import Answer, start_reporting
+from collab_hf.cli.closeness import closeness
 from collab_hf.hub.source import Loading
 from collab_hf.modeling.errors import ConfigError
 
@@ -84,6 +85,8 @@ def evaluate(
         found = _accuracy(model, Path(data or ""), max_examples, loading, sizes, watched)
     values = {**asdict(found), **read}
     text = "\n".join(f"{name.replace('_', ' ')}: {_plain(value)}" for name, value in values.items())
+    if "mean_cosine" in values:
+        text += f"\nagainst {against}: {closeness(float(values['mean_cosine']))}"
     return Answer({"model": model, "task": task, "data": data, "against": against, **values}, text)
 
 

@@ -10,6 +10,7 @@ import typer
 
 from collab_hf.cli import options
 from collab_hf.cli.answers import Answer, start_reporting
+from collab_hf.cli.closeness import closeness
 from collab_hf.hub.source import Loading
 from collab_hf.modeling.errors import ConfigError
 
@@ -59,7 +60,8 @@ def export(
     done = _onnx(directory, Path(str(onnx)), as_file, int8, overwrite)
     text = (
         f"wrote {done.file} ({done.file_size / 1e6:.1f} MB): {', '.join(done.inputs)} -> "
-        f"{', '.join(done.outputs)}\nlargest difference to torch in ONNX Runtime: {done.difference:.1e}"
+        f"{', '.join(done.outputs)}\nlargest difference to torch in ONNX Runtime: {done.difference:.1e} "
+        f"of the largest value, cosine {done.cosine:.4f}: {closeness(done.cosine)}"
     )
     return Answer(done.to_dict(), text)
 

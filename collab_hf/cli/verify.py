@@ -9,6 +9,7 @@ import typer
 
 from collab_hf.cli import options
 from collab_hf.cli.answers import Answer, start_reporting
+from collab_hf.cli.closeness import closeness
 from collab_hf.hub.source import Loading
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def _describe(found: Verification, directory: Path, against: str | None) -> str:
         difference = found.difference
         lines.append(
             f"outputs against {against}: max difference {difference.maximum:.3g}, "
-            f"mean {difference.mean:.3g}, relative {difference.relative:.3g}"
+            f"mean {difference.mean:.3g}, relative {difference.relative:.3g}, "
+            f"cosine {difference.cosine:.4f}: {closeness(difference.cosine)}"
         )
     return "\n".join(lines)
