@@ -37,6 +37,9 @@ from quality_tasks import Photographs, Sentences, Task
 
 BUDGETS = (0.5, 0.25, 0.125)
 
+# Of the probe where checkpoints are judged, so that it is tested on all pictures.
+_FOLDS = 5
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -201,7 +204,8 @@ def prepare_images(
         batches = load_batches(
             opened[0], processor, config=original.config, batch_size=8, max_examples=len(seen)
         )
-    return Photographs(original, processor, opened[1], cifar, counts[2]), batches
+    folds = 0 if seen else _FOLDS
+    return Photographs(original, processor, opened[1], cifar, counts[2], folds), batches
 
 
 def open_picture(path: Path) -> Any:
@@ -232,7 +236,7 @@ def main(
         list[Path] | None,
         typer.Option(
             help="A compressed checkpoint to measure in place of the table's rows; repeat for several. All "
-            "photographs then serve to compare on."
+            "photographs then serve to compare on, and the probe is cross-validated over both sets."
         ),
     ] = None,
 ) -> None:
