@@ -37,6 +37,9 @@ from quality_tasks import Photographs, Sentences, Task
 
 BUDGETS = (0.5, 0.25, 0.125)
 
+# Of the probe where checkpoints are judged, so that it is tested on all pictures.
+_FOLDS = 5
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -194,10 +197,15 @@ def prepare_images(
     """Photographs in two halves, one to calibrate with and one to compare on, and CIFAR-10 for the probe."""
     files = sorted(path for path in images.iterdir() if path.is_file())
     random.Random(0).shuffle(files)
-    seen, held = files[0::2][: counts[0]], files[1::2][: counts[1]]
+    seen, held = files[0::2][: counts[0]], (files[1::2] if counts[0] else files)[: counts[1]]
     opened = [[open_picture(path) for path in part] for part in (seen, held)]
-    batches = load_batches(opened[0], processor, config=original.config, batch_size=8, max_examples=counts[0])
-    return Photographs(original, processor, opened[1], cifar, counts[2]), batches
+    batches: Any = ()
+    if seen:
+        batches = load_batches(
+            opened[0], processor, config=original.config, batch_size=8, max_examples=len(seen)
+        )
+    folds = 0 if seen else _FOLDS
+    return Photographs(original, processor, opened[1], cifar, counts[2], folds), batches
 
 
 def open_picture(path: Path) -> Any:
@@ -224,6 +232,13 @@ def main(
         list[str] | None, typer.Option(help="Start of the rows to run; repeat for several.")
     ] = None,
     threads: Annotated[int, typer.Option(help="torch threads.")] = 1,
+    judge: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A compressed checkpoint to measure in place of the table's rows; repeat for several. All "
+            "photographs then serve to compare on, and the probe is cross-validated over both sets."
+        ),
+    ] = None,
 ) -> None:
     """Fill in the rows that the results file lacks, and print the table."""
     torch.set_num_threads(threads)
@@ -233,12 +248,16 @@ def main(
     if stsb_train and stsb_dev:
         task, batches = prepare_sentences(original, processor, stsb_train, stsb_dev, examples)
     elif images and cifar_train and cifar_dev:
-        counts = (examples, photographs, probe)
+        counts = (0 if judge else examples, photographs, probe)
         task, batches = prepare_images(original, processor, images, (cifar_train, cifar_dev), counts)
     else:
         raise typer.BadParameter(
             "give --stsb-train and --stsb-dev, or --images, --cifar-train and --cifar-dev"
         )
+    if judge:
+        for place in (checkpoint, *judge):
+            typer.echo(json.dumps({"model": place.name, **task.evaluate(load_model(place))}))
+        return
     modules = {name: site.module for name, site in attention_sites(original).items()}
     batches = list(batches)
     bench = Run(original, task, batches, collect_statistics(original, modules, batches), iterations)

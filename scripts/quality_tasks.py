@@ -91,10 +91,18 @@ class Photographs:
         pictures: photographs that calibration did not see.
         cifar: training and development set, .npz with images (n, 32, 32, 3) and labels.
         count: images of each set for the probe, at most; 0 for no probe.
+        folds: of cross-validation over both sets, so that every image is tested once; 0 to train on the first
+            and test on the second.
     """
 
     def __init__(
-        self, original: Any, processor: Any, pictures: Sequence[Any], cifar: tuple[Path, Path], count: int
+        self,
+        original: Any,
+        processor: Any,
+        pictures: Sequence[Any],
+        cifar: tuple[Path, Path],
+        count: int,
+        folds: int = 0,
     ) -> None:
         batches = load_batches(
             list(pictures), processor, config=original.config, batch_size=8, max_examples=len(pictures)
@@ -102,6 +110,7 @@ class Photographs:
         self.batches = [batch["pixel_values"] for batch in batches]
         self.reference = self._states(original)
         self.sets = [read_pictures(path, count) for path in cifar]
+        self.folds = folds
         sizes = [len(labels) for _, labels in self.sets]
         self.description = f"{len(pictures)} photographs at {self.batches[0].shape[-1]} px"
         if sizes[0]:
@@ -130,15 +139,19 @@ class Photographs:
             Mean cosine of CLS and of patch states, and accuracy of a probe trained on the model's features.
         """
         from sklearn.linear_model import LogisticRegression
+        from sklearn.model_selection import cross_val_predict
 
         cosine = F.cosine_similarity(self._states(model), self.reference, dim=-1)
         cosines = {"cls_cosine": cosine[:, 0].mean().item(), "patch_cosine": cosine[:, 1:].mean().item()}
         if not len(self.sets[0][1]):
             return cosines
         (train, wanted), (dev, truth) = [(self._features(model, x), y) for x, y in self.sets]
-        scale = train.std(0)
-        found = LogisticRegression(C=0.01, max_iter=300).fit(train / scale, wanted)
-        return {**cosines, "probe": float(found.score(dev / scale, truth))}
+        scale, probe = train.std(0), LogisticRegression(C=0.01, max_iter=300)
+        if self.folds:
+            features, labels = np.concatenate([train, dev]) / scale, np.concatenate([wanted, truth])
+            right = cross_val_predict(probe, features, labels, cv=self.folds) == labels
+            return {**cosines, "probe": float(right.mean())}
+        return {**cosines, "probe": float(probe.fit(train / scale, wanted).score(dev / scale, truth))}
 
 
 def read_pictures(path: Path, count: int) -> tuple[Tensor, np.ndarray[Any, Any]]:

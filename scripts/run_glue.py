@@ -235,7 +235,7 @@ def run(
     model: str,
     name: str,
     data: tuple[Dataset, dict[str, Dataset]],
-    config: CollabConfig,
+    config: CollabConfig | None,
     epochs: tuple[float, float],
     learning_rates: tuple[float, float],
     recover_steps: int,
@@ -249,7 +249,7 @@ def run(
         model: Hub id or directory of a pretrained encoder.
         name: of the task.
         data: training data, and evaluation data by split.
-        config: how to compress.
+        config: how to compress; None to fine-tune alone.
         epochs: before and after the compression.
         learning_rates: before and after.
         recover_steps: updates of label-free recovery between compression and fine-tuning; 0 for none.
@@ -279,8 +279,34 @@ def run(
     result: dict[str, Any] = {"model": Path(model).name, "task": name, "examples": len(train)}
     recipe.fine_tune(epochs[0], learning_rates[0])
     result["fine_tuned"] = recipe.evaluate()
-    texts = [text for column in task.columns for text in train[column] if text.strip()]
-    batches = load_batches(texts, tokenizer, config=network.config, max_length=max_length)
+    if config is not None:
+        texts = [text for column in task.columns for text in train[column] if text.strip()]
+        batches = load_batches(texts, tokenizer, config=network.config, max_length=max_length)
+        result |= compressed(network, config, batches, recover_steps, recipe)
+        recipe.fine_tune(epochs[1], learning_rates[1])
+        result["fine_tuned_again"] = recipe.evaluate()
+    if output is not None:
+        network.save_pretrained(output)
+        tokenizer.save_pretrained(output)
+    return result
+
+
+def compressed(
+    network: Any, config: CollabConfig, batches: Any, recover_steps: int, recipe: Recipe
+) -> dict[str, Any]:
+    """Compress a model in place, and recover it without labels.
+
+    Args:
+        network: fine-tuned.
+        config: how to compress.
+        batches: model inputs to calibrate and recover with.
+        recover_steps: updates of recovery; 0 for none.
+        recipe: evaluates the model.
+
+    Returns:
+        The share of query/key parameters kept, and the metrics after each stage.
+    """
+    result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as directory:
         if recover_steps:
             network.save_pretrained(directory)
@@ -295,11 +321,6 @@ def run(
                 RecoveryConfig(steps=recover_steps),
             )
             result["recovered"] = recipe.evaluate()
-    recipe.fine_tune(epochs[1], learning_rates[1])
-    result["fine_tuned_again"] = recipe.evaluate()
-    if output is not None:
-        network.save_pretrained(output)
-        tokenizer.save_pretrained(output)
     return result
 
 
@@ -328,7 +349,7 @@ def main(
     ] = None,
     method: Annotated[
         str,
-        typer.Option(metavar="METHOD", help="auto, cp, tucker, svd or copy."),
+        typer.Option(metavar="METHOD", help="auto, cp, tucker, svd or copy; none to fine-tune alone."),
     ] = "auto",
     budget: Annotated[
         float | None,
@@ -374,8 +395,10 @@ def main(
         given["budget"] = 0.25 if budget is None else budget
     elif budget is not None:
         given["budget"] = budget  # which a rank, or a copy, contradicts
-    with one_sentence():
-        config = CollabConfig(method=method, seed=seed, **given)
+    config = None
+    if method != "none":
+        with one_sentence():
+            config = CollabConfig(method=method, seed=seed, **given)
     set_seed(seed)
     loaded, splits = load_splits(task, train, dev)
     data = some(loaded, max_train, seed), {name: some(part, max_dev, seed) for name, part in splits.items()}

@@ -3,6 +3,8 @@
 import importlib.util
 import itertools
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -81,6 +83,17 @@ def test_operations_and_memory(tiny_bert: Callable[..., Any]) -> None:
     # At least one layer's intermediate activations: batch x length x 48 floats.
     assert memory > 2 * 16 * 48 * 4
     assert peak_memory(lambda: torch.empty(1000).sum()) == pytest.approx(4000, abs=200)
+
+
+def test_the_profiler_says_nothing() -> None:
+    """In a process of its own: the profiler looks once at how much it is to say."""
+    code = (
+        "import torch; from collab_hf.measure.bench_counts import peak_memory; "
+        "print(peak_memory(lambda: torch.ones(9)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) >= 36
+    assert done.stderr == ""
 
 
 def test_a_case_is_restored(tiny_bert: Callable[..., Any]) -> None:

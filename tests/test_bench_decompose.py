@@ -1,11 +1,14 @@
+import json
+
 import pytest
 import torch
+from cli_support import SENTENCES, write_lines
 from transformers import BertConfig, BertModel
 
 import bench_decompose
 import bench_quality
 from bench_decompose import Case, cases, measure, solve
-from collab_hf import collect_statistics
+from collab_hf import CollabConfig, collect_statistics, compress_checkpoint
 from collab_hf.modeling.families import attention_layers
 
 
@@ -59,3 +62,15 @@ def test_quality_rows_of_every_variant():
     assert table.count("\n") >= len(bench_quality.VARIANTS)
     refused = bench_quality.measure(run, bench_quality.VARIANTS[0], 0.01)
     assert "budget must be at least" in refused["refused"]
+
+
+def test_checkpoints_are_judged_beside_the_original(model, tmp_path, capsys):
+    rows = [f"{SENTENCES[i]}\t{SENTENCES[i + 1]}\t{i}" for i in range(5)]
+    pairs = write_lines(tmp_path / "pairs.tsv", ["sentence1\tsentence2\tscore", *rows])
+    made = tmp_path / "made"
+    compress_checkpoint(model, made, CollabConfig(method="cp", rank=4), calibration="none")
+    bench_quality.main(model, stsb_train=pairs, stsb_dev=pairs, judge=[made])
+    original, found = map(json.loads, capsys.readouterr().out.splitlines())
+    assert original["cosine"] == pytest.approx(1, abs=1e-6)
+    assert found["model"] == "made"
+    assert found["cosine"] < 0.999

@@ -1,4 +1,4 @@
-"""The demo's table holds what the commands answered."""
+"""The demo's tables hold what the commands answered."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from transformers import BertModel
 import demo
 
 
-def test_one_table(
+def test_two_tables(
     tiny_bert: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In this process, on a tiny model: the real one takes minutes."""
@@ -20,10 +20,18 @@ def test_one_table(
     command = CommandLine(capsys)
     monkeypatch.setattr(demo, "collab_hf", lambda *arguments: command(*arguments, "--json").values)
     monkeypatch.setattr(demo, "EXAMPLES", 16)
+    monkeypatch.setattr(demo, "LENGTH", 16)
+    monkeypatch.setattr(demo, "OPERATIONS", 0.8)
     pairs = [f"{a}\t{b}\t{n}" for n, (a, b) in enumerate(zip(SENTENCES, SENTENCES[::-1], strict=True))]
     stsb = write_lines(tmp_path / "pairs.tsv", ["sentence1\tsentence2\tscore", *pairs])
     demo.main(tmp_path, stsb)
-    header, *rows = (re.split(r" {2,}", line) for line in capsys.readouterr().out.splitlines())
+    first, title, second = capsys.readouterr().out.split("\n\n")
+    assert title == "The whole model, 80% of the operations of its layers:"
+    whole_header, whole = (re.split(r" {2,}", line.strip()) for line in second.splitlines())
+    assert whole_header == [*demo.WHOLE_HEADER, "Spearman"]
+    assert len(whole) == len(whole_header)
+    header, *rows = (re.split(r" {2,}", line) for line in first.splitlines())
+    assert int(whole[0].replace(",", "")) < int(rows[0][2].replace(",", ""))
     assert header == [*demo.HEADER, "Spearman"]
     assert [row[0].split(" ")[0] for row in rows] == ["original", "default", "cp", "default", "cp"]
     assert {len(row) for row in rows} == {7}

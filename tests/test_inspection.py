@@ -15,6 +15,7 @@ from collab_hf.measure.inspection import inspect_model
 from collab_hf.measure.inspection_html import render
 from collab_hf.parts.query_key.candidates import score_tensor
 from collab_hf.parts.query_key.costs import break_even_length
+from collab_hf.planning.redundancy import inspect_parts
 
 # Entries are rounded to four or five digits.
 DIGITS = 1e-4
@@ -160,3 +161,44 @@ def test_written_recipe_makes_the_same_weights(collab_hf, bert_directory, tmp_pa
 def test_impossible_budget_is_one_sentence(collab_hf, bert_directory):
     found = collab_hf("compress", bert_directory, "--budget", 0.001, "--dry-run", "--calibration", "none")
     assert re.match(r"budget must be at least 0\.\d+, got 0.001", found.complaint)
+
+
+def test_dead_neurons_are_redundant(tiny_bert, batches):
+    model = tiny_bert().eval()
+    with torch.no_grad():
+        model.encoder.layer[1].output.dense.weight[:, :36] = 0  # of 48
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    first, second = inspect_parts(model, batches, ["feed_forward"])
+    assert first.parameters == second.parameters == 2 * 24 * 48 + 48
+    assert second.losses[0.5] < 1e-9 < 1e-5 < first.losses[0.5]
+    assert first.losses[0.75] <= first.losses[0.5]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_parts_at_the_command_line(collab_hf, bert_directory, tmp_path):
+    data = write_lines(tmp_path / "text.txt", SENTENCES * 2)
+    report = tmp_path / "report.html"
+    options = ["--calibration", data, "--parts", "heads,feed_forward"]
+    found = collab_hf("inspect", bert_directory, *options, "--html", report, "--json").values
+    assert [row["part"] for row in found["parts"]] == ["heads"] * 2 + ["feed_forward"] * 2
+    assert all(loss > 0 for row in found["parts"] for loss in row["losses"].values())
+    assert "Half of one part in one layer" in report.read_text(encoding="utf-8")
+    table = collab_hf("inspect", bert_directory, *options).out
+    assert f"feed_forward  {found['parts'][2]['name']}" in table
+    assert (
+        collab_hf("inspect", bert_directory, "--calibration", data).out
+        in table.partition("\n\npart")[0] + "\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--parts", "neurons"], "--parts must be all or some of query_key, heads, .*, got 'neurons'"),
+        (["--parts", "heads", "--calibration", "none"], "--parts measures on examples"),
+    ],
+)
+def test_parts_that_cannot_be_measured(collab_hf, bert_directory, options, message):
+    found = collab_hf("inspect", bert_directory, *options)
+    assert found.code == 2
+    assert re.search(message, found.complaint)

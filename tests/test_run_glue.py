@@ -69,6 +69,18 @@ def test_every_task_runs_from_files(model, tmp_path, name) -> None:
         assert type(saved).__name__ == "CollabBertForSequenceClassification"
 
 
+# As above.
+@pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
+def test_fine_tuning_alone_leaves_an_ordinary_model(model, tmp_path) -> None:
+    table = table_for("sst2", tmp_path / "table.tsv")
+    words = [model, "--task", "sst2", "--train", table, "--dev", table, "--epochs", 1, "--method", "none"]
+    result = CliRunner().invoke(APP, [str(word) for word in (*words, "-o", tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert set(json.loads(result.stdout.splitlines()[-1])) == {"model", "task", "examples", "fine_tuned"}
+    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert type(saved).__name__ == "BertForSequenceClassification"
+
+
 def test_labels_are_numbers_or_names(tmp_path) -> None:
     header, rows = ["sentence", "label"], [["a cat", "positive"], ["a dog", "0"]]
     data = read_file(write_table(tmp_path / "a.tsv", header, rows), TASKS["sst2"])

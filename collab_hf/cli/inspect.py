@@ -14,7 +14,10 @@ from collab_hf.layout import table
 from collab_hf.modeling.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from collab_hf.measure.inspection import Inspection, LayerInspection
+    from collab_hf.planning.redundancy import SiteRedundancy
 
 EXAMPLE = "Example: collab-hf inspect bert-base-uncased --html bert.html"
 
@@ -32,6 +35,14 @@ def inspect(
     calibration_examples: Annotated[
         int, typer.Option(metavar="N", min=1, help="Use at most N calibration examples.")
     ] = 256,
+    parts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Also measure what the output loses by part and layer: all, or some of query_key, heads, "
+            "value_output, feed_forward and embeddings, with commas. This takes as long as planning.",
+        ),
+    ] = None,
     html: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write a report with plots, as one file that opens offline."),
@@ -48,6 +59,7 @@ def inspect(
     as_json: options.AsJson = False,
 ) -> Answer:
     """Show what every attention layer could give up: spectra, similar heads, errors by rank, and costs."""
+    asked = _asked_parts(parts, calibration)
     if html is not None and html.exists() and not overwrite:
         raise ConfigError(f"{html} exists; choose another file or pass --overwrite")
     if html is not None:
@@ -68,13 +80,57 @@ def inspect(
             calibration, processor, config=loaded.config, max_examples=calibration_examples
         )
     found = inspect_model(loaded, batches, name=public_name(model), progress=watched)
-    text = describe(found)
+    values, text = found.to_dict(), describe(found)
+    by_part: dict[str, list[float | None]] | None = None
+    if asked is not None and batches is not None:
+        from collab_hf.planning.redundancy import inspect_parts
+
+        rows = inspect_parts(loaded, batches, asked, progress=watched)
+        values["parts"] = [row.to_dict() for row in rows]
+        text += f"\n\n{describe_parts(rows)}"
+        by_part = {row.part: [] for row in rows}
+        for row in rows:
+            by_part[row.part].append(row.losses.get(0.5))
     if html is not None:
         from collab_hf.measure.inspection_html import render
 
-        html.write_text(render(found), encoding="utf-8")
+        html.write_text(render(found, by_part), encoding="utf-8")
         text += f"\nwrote {html}"
-    return Answer(found.to_dict(), text)
+    return Answer(values, text)
+
+
+def _asked_parts(parts: str | None, calibration: str) -> list[str] | None:
+    from collab_hf.asked_parts import PART_NAMES
+
+    if parts is None:
+        return None
+    if calibration == "none":
+        raise ConfigError("--parts measures on examples: leave out --calibration none")
+    names = list(PART_NAMES) if parts == "all" else [part.strip() for part in parts.split(",")]
+    if unknown := [name for name in names if name not in PART_NAMES]:
+        raise ConfigError(f"--parts must be all or some of {', '.join(PART_NAMES)}, got {unknown[0]!r}")
+    return names
+
+
+def describe_parts(rows: Sequence[SiteRedundancy]) -> str:
+    """A table for people of what each part of each layer could give up.
+
+    Args:
+        rows: part by part.
+
+    Returns:
+        Lines without a newline at the end.
+    """
+    from collab_hf.planning.redundancy import SHARES
+
+    header = ["part", "layer", "parameters", *(f"keep {share:g}" for share in SHARES)]
+    cells = [
+        [row.part, row.name, f"{row.parameters:,}"]
+        + [f"{row.losses[share]:.5f}" if share in row.losses else "-" for share in SHARES]
+        for row in rows
+    ]
+    note = "keep: divergence of the output with that share of one part in one layer, before any recovery"
+    return "\n".join([table(header, cells), "", note])
 
 
 def describe(found: Inspection) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,11 +36,13 @@ def require_plots() -> None:
         raise ConfigError(f"--html needs {' and '.join(missing)}; run: pip install {' '.join(missing)}")
 
 
-def render(inspection: Inspection) -> str:
+def render(inspection: Inspection, parts: Mapping[str, Sequence[float | None]] | None = None) -> str:
     """Draw every layer and fill in the template.
 
     Args:
         inspection: the layers.
+        parts: by part, the divergence of the output with half of it in one layer, layer by layer; None for
+            no such plot.
 
     Returns:
         The HTML document.
@@ -55,7 +58,8 @@ def render(inspection: Inspection) -> str:
     environment.globals["break_even"] = _break_even
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     layers = [{"layer": layer, "panels": _panels(layer)} for layer in inspection.layers]
-    return template.render(inspection=inspection, overview=_overview(inspection), layers=layers)
+    overview = [_overview(inspection)] if parts is None else [_overview(inspection), _by_part(parts)]
+    return template.render(inspection=inspection, overview=overview, layers=layers)
 
 
 def _break_even(plan: LayerPlan, shape: AttentionShape) -> str:
@@ -155,3 +159,16 @@ def _overview(inspection: Inspection) -> dict[str, str]:
         axes.legend(fontsize=9)
 
     return _panel("overview", "Least error by layer", draw)
+
+
+def _by_part(parts: Mapping[str, Sequence[float | None]]) -> dict[str, str]:
+    def draw(axes: Axes) -> None:
+        for part, losses in parts.items():
+            points = [(number, loss) for number, loss in enumerate(losses) if loss]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="o", label=part)
+        axes.set(xlabel="layer", ylabel="divergence of the output", yscale="log")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=9)
+
+    return _panel("parts", "Half of one part in one layer", draw)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from ..calibration.held_out import Batch
 from ..errors import CalibrationError
 from ..host.inputs import evaluating, move, views
+from ..host.replay import Replay
 from ..host.states import last_hidden_states
 
 
@@ -21,6 +22,8 @@ class Divergence:
     decoder's, or of each tower's, where the base model gives none): over all tokens, of the first token, and
     of the mean token. A head reads one of the three. Half of it is about one minus the cosine of the
     embeddings.
+
+    Layers before the first one that changed don't run again.
 
     Args:
         model: a transformers model; it runs in eval mode and is left as it was found.
@@ -35,14 +38,20 @@ class Divergence:
             raise CalibrationError("calibration data held no batch")
         self._model = model
         self._batches = batches
-        self._reference = [self._run(batch) for batch in batches]
+        self._replay = Replay(model)
+        self._reference = []
+        for number, batch in enumerate(batches):
+            with self._replay.recording(number):
+                self._reference.append(self._run(batch))
 
     def measure(self) -> float:
         """Divergence of the model, as it is now, from what it was: 0 where nothing changed."""
         count = len(self._reference[0])
         errors, norms = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
-        for batch, reference in zip(self._batches, self._reference, strict=True):
-            for i, (new, old) in enumerate(zip(self._run(batch), reference, strict=True)):
+        for number, (batch, reference) in enumerate(zip(self._batches, self._reference, strict=True)):
+            with self._replay.replaying(number):
+                found = self._run(batch)
+            for i, (new, old) in enumerate(zip(found, reference, strict=True)):
                 errors[i] += (new - old).square().sum().double().cpu()
                 norms[i] += old.square().sum().double().cpu()
         return float((errors / norms.clamp_min(torch.finfo(torch.float64).tiny)).mean())
