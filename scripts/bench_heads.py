@@ -199,7 +199,12 @@ def main(
     kept: Annotated[
         list[float], typer.Option(help="Share of all parameters for heads and sharing together; repeatable.")
     ] = [0.96],  # noqa: B006
-    seconds: Annotated[float, typer.Option(help="About how long each batch size is timed.")] = 3.0,
+    orders: Annotated[
+        bool, typer.Option("--orders/--no-orders", help="Whether to draw the curves of the orders.")
+    ] = True,
+    seconds: Annotated[
+        float, typer.Option(help="About how long each batch size is timed; 0 for no times.")
+    ] = 3.0,
     threads: Annotated[int, typer.Option(help="torch threads.")] = 1,
     seed: Annotated[int, typer.Option(help="Of random orders and sampled outputs.")] = 0,
 ) -> None:
@@ -217,12 +222,13 @@ def main(
         seen, others = seen[::2], seen[1::2]
         figures = agreement_figures(model, others, ablated)
     whole = figures.worth(model)
-    typer.echo(tables(whole, figures, curves(model, seen, figures, seed)))
+    if orders:
+        typer.echo(tables(whole, figures, curves(model, seen, figures, seed)))
     for share in kept:
         together(model, seen, figures, share)
     if ablated:
         typer.echo(json.dumps(ablation(model, figures, seed)))
-    for row in speed(model, seen, 0.5, seconds):
+    for row in speed(model, seen, 0.5, seconds) if seconds else ():
         typer.echo(
             f"half of the heads gone, batch of {row['batch']}: time over the whole model's {row['time']}"
         )
