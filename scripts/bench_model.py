@@ -36,6 +36,7 @@ from collab_hf import (
 )
 from collab_hf.calibration.pools import Pools, read_pools
 from collab_hf.checkpoint.onnx import export_onnx
+from collab_hf.errors import ConfigError
 from collab_hf.measure.bench import Case, compare_all
 from collab_hf.measure.tables import read_scores
 from collab_hf.surgery.reading import recovery_batches
@@ -74,17 +75,21 @@ class Run:
         """Its tokenizer."""
         return load_processor(self.checkpoint)
 
-    def compressed(self, name: str, **target: Any) -> Peer:
-        """A checkpoint by `compress_checkpoint`."""
+    def compressed(self, name: str, **target: Any) -> Peer | None:
+        """A checkpoint by `compress_checkpoint`; None where its parts can't meet the target."""
         place = self.out / name
-        if not place.exists():
-            compress_checkpoint(
-                str(self.checkpoint),
-                place,
-                CollabConfig(**target),
-                calibration=self.calibration,
-                recovery=RecoveryConfig(steps=self.steps),
-            )
+        try:
+            if not place.exists():
+                compress_checkpoint(
+                    str(self.checkpoint),
+                    place,
+                    CollabConfig(**target),
+                    calibration=self.calibration,
+                    recovery=RecoveryConfig(steps=self.steps),
+                )
+        except ConfigError as error:
+            typer.echo(f"{name} is left out: {error}", err=True)
+            return None
         return self._torch(place)
 
     def trained(self, name: str, model: Any) -> Peer:
@@ -125,7 +130,8 @@ def peers(run: Run, shares: Sequence[float], sizes: Sequence[str]) -> Iterator[t
         others[f"portable {share:g}"] = {"flops": share, "portable": True}
         others[f"layers dropped {share:g}"] = {"flops": share, "portable": True, "parts": ("blocks",)}
     for name, target in {**targets, **others}.items():
-        yield name, run.compressed(name, **target)
+        if (made := run.compressed(name, **target)) is not None:
+            yield name, made
     for share in shares:
         if (pruned := magnitude_pruned(run.original, share)) is not None:
             name = f"Torch-Pruning by magnitude {share:g}"
