@@ -15,7 +15,7 @@ from .modeling.errors import ConfigError, RankError
 from .modeling.forms import FORMS
 from .modeling.kinds import checked_kinds, matches
 from .modeling.shapes import ContentBias
-from .ranges import check_above, check_kind, check_seed, check_targets, check_whole, is_number, is_whole
+from .ranges import check_above, check_plain, check_targets, check_whole, is_whole
 
 
 @dataclass(frozen=True)
@@ -115,14 +115,7 @@ class CollabConfig:
             raise ConfigError(f"content_bias must be auto, exact or folded, got {self.content_bias!r}")
         if self.precision not in ("float64", "float32"):
             raise ConfigError(f"precision must be float64 or float32, got {self.precision!r}")
-        if not is_number(self.damping) or self.damping < 0:
-            raise ConfigError(f"damping must be at least 0, got {self.damping!r}")
-        for name, kind in (("tied", bool), ("hold_out", bool), ("layers", Mapping), ("plans", Mapping)):
-            check_kind(name, getattr(self, name), kind)
-        if self.solver is not None:
-            check_kind("solver", self.solver, str)
-        check_whole("reconstruct_steps", self.reconstruct_steps, 0)
-        check_seed(self.seed)
+        check_plain(self)
         check_targets(self)
         self._check_fields_fit_method()
         self._check_whole()
@@ -177,8 +170,8 @@ class CollabConfig:
                 raise ConfigError(f"{name} belongs to method {owners}, got it with method {self.method}")
         for name in _RANK_FIELDS.keys() - {"tied"}:
             value = getattr(self, name)
-            if value is not None and not is_whole(value):
-                raise RankError(f"{name} must be an integer of at least 1, got {value}")
+            if not is_whole(value) and not (value is None and _NO_RANKS[name] is None):
+                raise RankError(f"{name} must be an integer of at least 1, got {value!r}")
         goals = [n for n in ("budget", "target_params", "max_loss") if getattr(self, n) is not None]
         if len(goals) > 1:
             raise ConfigError(f"give one of budget, target_params and max_loss, got {' and '.join(goals)}")

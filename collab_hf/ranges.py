@@ -6,6 +6,7 @@ Also of values from Python and from recipes: NaN, infinity, text and booleans ar
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from .modeling.errors import ConfigError
@@ -66,6 +67,47 @@ def check_kind(name: str, value: Any, kind: type) -> None:
     if not isinstance(value, kind):
         words = {bool: "true or false", str: "text"}
         raise ConfigError(f"{name} must be {words.get(kind, 'a mapping')}, got {value!r}")
+
+
+def check_plain(config: Any) -> None:
+    """Refuse settings whose value is wrong whatever the others are.
+
+    Args:
+        config: a `CollabConfig`.
+
+    Raises:
+        ConfigError: says name, kind and value.
+    """
+    if not is_number(config.damping) or config.damping < 0:
+        raise ConfigError(f"damping must be at least 0, got {config.damping!r}")
+    check_whole("reconstruct_steps", config.reconstruct_steps, 0)
+    check_seed(config.seed)
+    for name in ("tied", "hold_out", "portable"):
+        check_kind(name, getattr(config, name), bool)
+    for name in ("solver", "vocabulary_from"):
+        if getattr(config, name) is not None:
+            check_kind(name, getattr(config, name), str)
+    parts = config.parts
+    if parts is not None and not (isinstance(parts, list | tuple) and all(isinstance(p, str) for p in parts)):
+        raise ConfigError(f"parts must be a list of names, got {parts!r}")
+    _check_layers(config.layers)
+    check_kind("plans", config.plans, Mapping)
+    for part, forms in config.plans.items():
+        check_kind(f"{part} in plans", forms, Mapping)
+        for name, form in forms.items():
+            check_kind(f"{name} of {part} in plans", form, Mapping)
+
+
+def _check_layers(layers: Any) -> None:
+    check_kind("layers", layers, Mapping)
+    for pattern, override in layers.items():
+        fits = isinstance(override, str) or (
+            isinstance(override, Mapping) and all(isinstance(name, str) for name in override)
+        )
+        if not isinstance(pattern, str) or not fits:
+            raise ConfigError(
+                f"a layer's settings must be a mapping or 'dense', got {override!r} for {pattern!r}"
+            )
 
 
 def check_above(name: str, value: Any, low: float = 0.0, high: float = math.inf) -> None:

@@ -16,7 +16,7 @@ from .asked_parts import WHOLE_TARGETS
 from .config import CollabConfig
 from .files import RECIPE_FILE, RECOVERY_FILE
 from .modeling.errors import ConfigError
-from .ranges import check_whole
+from .ranges import check_seed, check_whole, is_number
 
 _TYPE_NAMES = {
     bool: "true or false",
@@ -73,8 +73,13 @@ class Recipe:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"the recipe {path} can't be read: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())
+        except (
+            yaml.YAMLError,
+            ValueError,
+            RecursionError,
+        ) as error:  # ValueError: a date that no calendar has
+            deep = isinstance(error, RecursionError)
+            reason = "it is nested too deeply" if deep else " ".join(str(error).split())
             raise ConfigError(f"the recipe {path} is not YAML: {reason}") from error
         if values is None:
             return {}
@@ -104,9 +109,7 @@ class Recipe:
                 )
             hints = {name: hint for name, hint in get_type_hints(CollabConfig).items() if name != "layers"}
             _check_entries({} if override == "dense" else override, hints, f"the recipe for {pattern!r}")
-        check_whole("calibration_examples", values.get("calibration_examples", 1))
-        if not 0 <= values.get("shipped_share", 0) < 1:
-            raise ConfigError(f"shipped_share must be in [0, 1), got {values['shipped_share']}")
+        _check_drawn(values)
         settings = {name: value for name, value in values.items() if name not in own}
         rest = {name: value for name, value in values.items() if name in own}
         recipe = cls(CollabConfig.from_dict(settings), **rest)
@@ -131,9 +134,13 @@ class Recipe:
 
         Returns:
             What `read_pools` takes.
+
+        Raises:
+            ConfigError: a recipe that can't be read, or that says something impossible.
         """
         path = directory / RECIPE_FILE
         values = cls.read(path) if path.is_file() else {}
+        _check_drawn(values)
         return {
             "examples": values.get("calibration_examples", DEFAULT_EXAMPLES),
             "seed": values.get("seed", 0),
@@ -158,6 +165,15 @@ class Recipe:
             values["shipped_share"] = self.shipped_share
         values["versions"] = dict(self.versions)
         path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _check_drawn(values: Mapping[str, Any]) -> None:
+    """Refuse what a recipe can't say of how examples were drawn."""
+    check_whole("calibration_examples", values.get("calibration_examples", 1))
+    check_seed(values.get("seed", 0))
+    share = values.get("shipped_share", 0)
+    if not is_number(share) or not 0 <= share < 1:
+        raise ConfigError(f"shipped_share must be in [0, 1), got {share!r}")
 
 
 def check_data(config: CollabConfig, calibration: Any) -> None:
@@ -226,13 +242,20 @@ def read_by(directory: Path) -> set[str]:
 
     Returns:
         The names, without the local paths that led to them; none for a checkpoint without a recipe.
+
+    Raises:
+        ConfigError: a recipe or report of a recovery that can't be read.
     """
     recipe, recovery = directory / RECIPE_FILE, directory / RECOVERY_FILE
     names = []
     if recipe.is_file():
         names.append(Recipe.read(recipe).get("calibration"))
     if recovery.is_file():
-        names.append(json.loads(recovery.read_text(encoding="utf-8")).get("data"))
+        try:
+            found = json.loads(recovery.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{recovery} can't be read: {error}") from error
+        names.append(found.get("data") if isinstance(found, dict) else None)
     return {name for name in names if isinstance(name, str)}
 
 

@@ -110,10 +110,13 @@ class ExampleBatches:
     def _image_inputs(self, pictures: list[Any]) -> dict[str, Tensor]:
         try:
             return dict(self._image_processor(images=pictures, return_tensors="pt"))
-        except ValueError as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             sizes = sorted({picture.size for picture in pictures})
-            if len(sizes) < 2:
-                raise
+            if len(sizes) < 2 or not isinstance(error, ValueError):
+                reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
+                raise CalibrationError(
+                    f"the image processor does not take what preprocessor_config.json says: {reason}"
+                ) from error
             (w, h), (v, g) = sizes[0], sizes[-1]
             raise CalibrationError(
                 f"the image processor leaves images as large as they are, and they differ, such as {w}x{h} "

@@ -131,8 +131,11 @@ def load_processor(name: str | Path, **where: Any) -> Any:
         except Exception as error:  # noqa: BLE001 - tokenizers raises bare ones, and bad files lead anywhere
             reasons.append(one_sentence(error))
             continue
+        if auto is AutoImageProcessor:
+            return processor
         # Without any file transformers makes a tokenizer that knows its special tokens alone.
-        if auto is AutoImageProcessor or len(processor) > len(processor.all_special_ids):
+        if len(processor) > len(processor.all_special_ids):
+            _check_length(processor, name)
             return processor
     place = Path(name) / where.get("subfolder", "")
     present = [file for file in _PROCESSOR_FILES if (place / file).is_file()]
@@ -142,6 +145,13 @@ def load_processor(name: str | Path, **where: Any) -> Any:
     # The image processor's complaint is the one that counts only where it has a file.
     reason = reasons[-1] if present == ["preprocessor_config.json"] else reasons[0]
     raise CheckpointError(f"cannot load what {place} has in {', '.join(present)}: {reason}")
+
+
+def _check_length(tokenizer: Any, name: str | Path) -> None:
+    """Transformers compares this number with lengths, whatever it is."""
+    most = tokenizer.model_max_length
+    if not isinstance(most, int | float) or isinstance(most, bool) or not most >= 1:
+        raise CheckpointError(f"model_max_length of {name}'s tokenizer must be at least 1, got {most!r}")
 
 
 def _find(name: str | Path, revision: str | None, subfolder: str, token: str | bool | None) -> dict[str, Any]:
@@ -176,6 +186,7 @@ def _model_class(config: PreTrainedConfig, name: str, backbone: bool, trusted: b
     home = modeling_collab if saved.startswith("Collab") else transformers
     found = getattr(home, saved, None) or modeling_collab.own_class(saved)
     if isinstance(found, type) and issubclass(found, PreTrainedModel):
+        _check_class(found, config, name)
         return found
     references = getattr(config, "auto_map", None) or {}
     if trusted:
@@ -187,6 +198,16 @@ def _model_class(config: PreTrainedConfig, name: str, backbone: bool, trusted: b
         f"{name} was saved from {saved}, which transformers does not know; import what defines "
         f"{saved.removeprefix('Collab')} first, or leave out its task head by backbone=True (--backbone)"
     )
+
+
+def _check_class(found: type[PreTrainedModel], config: PreTrainedConfig, name: str) -> None:
+    """Refuse a class of another family, which would read what it finds in the config as its own."""
+    own = found.config_class
+    if own is not None and not isinstance(config, own):
+        raise CheckpointError(
+            f"config.json of {name} is of model_type {config.model_type}, and names {found.__name__}, "
+            f"which is of {own.model_type}"
+        )
 
 
 def _lacks_pooler(model: PreTrainedModel, info: dict[str, Any]) -> bool:

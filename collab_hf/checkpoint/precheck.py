@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from ..modeling.errors import CheckpointError
 
@@ -20,6 +21,7 @@ _SIZES = (
     *("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "max_position_embeddings"),
     *("embedding_size", "type_vocab_size", "num_channels", "intermediate_size"),
 )
+_NUMBER = re.compile(r"-?\d+")
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -39,7 +41,7 @@ def check_local(directory: Path) -> None:
         raise CheckpointError(f"{directory} is a file; give the checkpoint's directory")
     if not (directory / CONFIG_FILE).is_file():
         raise CheckpointError(f"{directory} has no config.json, so it is no transformers checkpoint")
-    _check_config(directory / CONFIG_FILE)
+    quantised = bool(_check_config(directory / CONFIG_FILE).get("quantization_config"))
     for index in sorted(directory.glob("*.index.json")):
         _check_index(index)
     for file in sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")]):
@@ -47,10 +49,30 @@ def check_local(directory: Path) -> None:
             raise CheckpointError(f"{file} is a pointer of Git LFS, not weights; run `git lfs pull` there")
     for file in sorted(directory.glob("*.safetensors")):
         try:
-            with safe_open(file, "pt"):
-                pass
+            with safe_open(file, "pt") as opened:
+                kinds = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} is corrupt or truncated: {one_sentence(error)}") from error
+        if not quantised:
+            _check_kinds(file, kinds)
+
+
+def check_finite(model: nn.Module, name: str) -> None:
+    """Refuse a model with NaN or infinity among its weights.
+
+    Args:
+        model: any.
+        name: the checkpoint's, for the message.
+
+    Raises:
+        CheckpointError: names a weight.
+    """
+    for weight, parameter in model.named_parameters():
+        if not parameter.numel() or not parameter.is_floating_point() or parameter.element_size() < 2:
+            continue  # torch compares no numbers of 8 bits
+        # One pass without a copy, which a weight that is mapped from its file could not have in memory.
+        if not all(map(torch.isfinite, parameter.detach().aminmax())):
+            raise CheckpointError(f"{weight} in {name} is not finite")
 
 
 def explain_pickles(directory: Path) -> None:
@@ -105,7 +127,7 @@ def read_json(file: Path) -> dict[str, Any]:
         CheckpointError: it can't be read, or is something else.
     """
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8"), parse_constant=_constant)
     except RecursionError as error:
         raise CheckpointError(f"{file} can't be read: it is nested too deeply") from error
     except (OSError, ValueError) as error:
@@ -113,6 +135,13 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{file} must hold a mapping, got a {type(values).__name__}")
     return values
+
+
+def _constant(name: str) -> float:
+    """What Python's JSON has beside JSON's own: infinity is a limit that some configs mean; NaN is not."""
+    if name == "NaN":
+        raise ValueError("NaN is no number")
+    return float(name)
 
 
 def one_sentence(error: BaseException) -> str:
@@ -127,7 +156,8 @@ def one_sentence(error: BaseException) -> str:
     return f"no entry {first}" if isinstance(error, KeyError) else first
 
 
-def _check_config(file: Path) -> None:
+def _check_config(file: Path) -> dict[str, Any]:
+    """The entries, whose values are of kinds that transformers can take."""
     values = read_json(file)
     model_type = values.get("model_type", "from before there was one")
     if not isinstance(model_type, str) or not model_type:
@@ -138,8 +168,26 @@ def _check_config(file: Path) -> None:
     ):
         raise CheckpointError(f"architectures in {file} must be a list of names, got {architectures!r}")
     labels = values.get("id2label")
-    if labels is not None and not (isinstance(labels, dict) and labels):
-        raise CheckpointError(f"id2label in {file} must give a name for each label, got {labels!r}")
+    if labels is not None and not (
+        isinstance(labels, dict) and labels and all(map(_NUMBER.fullmatch, labels))
+    ):
+        raise CheckpointError(f"id2label in {file} must give a name for each label's number, got {labels!r}")
+    for name in ("collab", "quantization_config"):
+        if not isinstance(values.get(name) or {}, dict):
+            raise CheckpointError(f"{name} in {file} must be a mapping, got {values[name]!r}")
+    _check_numbers(file, values)
+    return values
+
+
+def _check_numbers(file: Path, values: Mapping[str, Any]) -> None:
+    for name in ("dtype", "torch_dtype"):
+        kind = values.get(name)
+        known = isinstance(kind, str) and isinstance(
+            getattr(torch, kind.removeprefix("torch."), None), torch.dtype
+        )
+        # Models of several parts may have one for each.
+        if not (kind is None or kind == "auto" or known or isinstance(kind, dict)):
+            raise CheckpointError(f"{name} in {file} must be a type of torch, such as float32, got {kind!r}")
     for name in _SIZES:
         value = values.get(name, 1)
         if value is None and name == "intermediate_size":  # some models derive it
@@ -148,10 +196,22 @@ def _check_config(file: Path) -> None:
             raise CheckpointError(f"{name} in {file} must be a whole number of at least 1, got {value!r}")
 
 
+def _check_kinds(file: Path, kinds: Mapping[str, str]) -> None:
+    """Refuse weights that are whole numbers, which transformers would read as numbers of the same size."""
+    for name, kind in kinds.items():
+        if name.endswith((".weight", ".bias")) and kind.startswith(("I", "U", "BOOL")):
+            raise CheckpointError(f"{name} in {file} is of {kind}, which no weight is; was it quantised?")
+
+
 def _check_index(file: Path) -> None:
-    shards = read_json(file).get("weight_map")
+    values = read_json(file)
+    shards = values.get("weight_map")
     if not isinstance(shards, Mapping) or not all(isinstance(name, str) for name in shards.values()):
         raise CheckpointError(f"weight_map in {file} must give a file for each weight")
+    if not shards:
+        raise CheckpointError(f"weight_map in {file} names no weight")
+    if not isinstance(values.get("metadata"), Mapping):
+        raise CheckpointError(f"metadata in {file} must be a mapping, got {values.get('metadata')!r}")
     for name in sorted(set(shards.values())):
         if Path(name).name != name:
             raise CheckpointError(f"weight_map in {file} must name files beside it, got {name!r}")

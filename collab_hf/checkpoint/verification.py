@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from . import fresh_load
 from .fresh_processes import check_fresh
 from .known_code import origin_of_code
 from .load import load_model
-from .precheck import one_sentence
+from .precheck import check_finite, one_sentence, read_json
 from .save import is_portable
 
 
@@ -133,8 +132,8 @@ def _verify_portable(
     original: PreTrainedModel | None,
 ) -> Verification:
     """A checkpoint of the host's own class: its size, and that it loads with transformers alone."""
-    _check_finite(model, directory)
-    found, wanted = sum(p.numel() for p in model.parameters()), _report(directory)["parameters_after"]
+    check_finite(model, str(directory))
+    found, wanted = sum(p.numel() for p in model.parameters()), _report(directory).get("parameters_after")
     if found != wanted:
         raise CheckpointError(f"{directory} has {found} parameters, {REPORT_FILE} says {wanted}")
     inputs = _inputs(model, batches)
@@ -142,12 +141,6 @@ def _verify_portable(
     check_fresh(directory, ("package", "stock"), inputs, outputs)
     difference = None if original is None else compare_outputs(outputs, _run(original, inputs), inputs)
     return Verification(0, 0, found, True, True, difference, portable=True)
-
-
-def _check_finite(model: PreTrainedModel, directory: Path) -> None:
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise CheckpointError(f"{name} in {directory} is not finite")
 
 
 def compare_outputs(
@@ -214,7 +207,7 @@ def _run(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def _check_layers(model: PreTrainedModel, directory: Path) -> list[CollabAttention]:
-    _check_finite(model, directory)
+    check_finite(model, str(directory))
     named = {n: m for n, m in model.named_modules() if isinstance(m, CollabAttention)}
     if not any(True for _ in changed_modules(model)):
         raise CheckpointError(f"{directory} is not compressed: it has no collaborative layer")
@@ -258,11 +251,7 @@ def _report(directory: Path) -> dict[str, Any]:
     path = directory / REPORT_FILE
     if not path.is_file():
         return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not a report of collab_hf: {error}") from error
-    return found if isinstance(found, dict) else {}
+    return read_json(path)
 
 
 def _check_report(layers: list[CollabAttention], directory: Path) -> None:
@@ -274,7 +263,7 @@ def _check_report(layers: list[CollabAttention], directory: Path) -> None:
         reported = _report(directory)["layers"]
         wanted = sum(row["qk_parameters_after"] for row in reported if row["method"] != "dense")
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a report of collab_hf: {error}") from error
+        raise CheckpointError(f"{path} is not a report of collab_hf: {one_sentence(error)}") from error
     found = sum(t.numel() for layer in layers for t in _factors(layer).values() if t.is_floating_point())
     if found != wanted:
         raise CheckpointError(f"{directory} has {found} query/key parameters, {REPORT_FILE} says {wanted}")

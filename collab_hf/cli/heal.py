@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -15,7 +14,7 @@ import typer
 from collab_hf.cli import options
 from collab_hf.cli.answers import Answer, start_reporting
 from collab_hf.hub.source import Loading
-from collab_hf.modeling.errors import ConfigError
+from collab_hf.modeling.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from collab_hf.recovery import RecoveryConfig, RecoveryReport
@@ -160,14 +159,17 @@ def _heal(
 
     watched = start_reporting()
     name = str(directory)
+    # What lies beside the weights is read first: a long run must not end for it.
+    config = replace(config, teacher_blocks=_teacher_blocks(directory))
+    sampling = Recipe.sampling(directory)
+    _check_recovery(directory)
     student = loading.model(directory)
-    processor, sampling = loading.processor(name), Recipe.sampling(directory)
+    processor = loading.processor(name)
     original = loading.reference(teacher or _teacher_of(directory), student, processor)
     if shipped_share is not None:
         sampling["shipped_share"] = shipped_share
     pools = read_pools(data, processor, **sampling)
     batches, held_out = recovery_batches(pools, student, processor, seed=config.seed, **sizes)
-    config = replace(config, teacher_blocks=_teacher_blocks(directory))
     report = recover_(student, original, batches, config, held_out=held_out, progress=watched)
     if _is_main_process():
         with new_directory(output, overwrite=overwrite) as place:
@@ -191,11 +193,25 @@ def _teacher_of(directory: Path) -> str:
 
 def _teacher_blocks(directory: Path) -> tuple[int, ...]:
     """Which layers of the original a checkpoint with fewer of them is compared with."""
+    from collab_hf.checkpoint.precheck import read_json
     from collab_hf.files import REPORT_FILE
 
     path = directory / REPORT_FILE
-    report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return tuple((report.get("whole") or {}).get("teacher_blocks", ()))
+    whole = (read_json(path) if path.is_file() else {}).get("whole") or {}
+    blocks = whole.get("teacher_blocks", ()) if isinstance(whole, dict) else None
+    if not isinstance(blocks, list | tuple):
+        raise CheckpointError(f"whole in {path} must have teacher_blocks, a list of numbers, got {blocks!r}")
+    return tuple(blocks)
+
+
+def _check_recovery(directory: Path) -> None:
+    """Refuse what an earlier recovery can't have written: the new report will hold it."""
+    from collab_hf.checkpoint.precheck import read_json
+    from collab_hf.files import RECOVERY_FILE
+
+    path = directory / RECOVERY_FILE
+    if path.is_file():
+        read_json(path)
 
 
 def _is_main_process() -> bool:

@@ -12,7 +12,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..checkpoint.precheck import one_sentence
 from ..files import CARD_FILE, ONNX_GRAPH
+from ..modeling.errors import CheckpointError
 from ..version import __version__
 from . import card_text
 from .card_tables import layers_table, section, size_tables, totals_table
@@ -80,8 +82,14 @@ def make_card(
         "export": section("In another format", export),
     }
     template = Template(TEMPLATE.read_text(encoding="utf-8"))
-    body = template.substitute(_fields(facts, name), **sections)
-    return _sealed(_metadata(facts, evaluation, name), body, name)
+    try:
+        body = template.substitute(_fields(facts, name), **sections)
+        return _sealed(_metadata(facts, evaluation, name), body, name)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        # Well-formed files, edited by hand: every one of their values would have to be looked at.
+        raise CheckpointError(
+            f"what config.json, recipe and reports in {directory} say makes no card: {one_sentence(error)}"
+        ) from error
 
 
 def make_dense_card(original: Path, name: str, host: str) -> ModelCard:

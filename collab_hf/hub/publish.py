@@ -16,6 +16,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
 )
 from transformers import PreTrainedModel
 
+from ..checkpoint.precheck import check_local
 from ..files import CARD_FILE, WEIGHT_FILES, checkpoint_files, matches
 from ..modeling.errors import CheckpointError
 from ..progress import stage
@@ -71,6 +72,9 @@ def push(
     if base_model is not None:
         check_id("base_model", base_model)
     files = _files(directory)
+    measured = {"evaluation": evaluation, "bench": bench, "export": export}
+    if not keep_card:  # before there is a repository
+        renewed_card(directory, repo_id, base_model=base_model, **measured)
     stage(f"Publishing on {repo_id}")
     api = HfApi(token=token)
     with plain_errors(repo_id):
@@ -79,7 +83,6 @@ def push(
             api.create_branch(repo_id, branch=str(revision), exist_ok=True)
         additions = [CommitOperationAdd(name, file) for name, file in files.items() if name != CARD_FILE]
         if not (keep_card and api.file_exists(repo_id, CARD_FILE, revision=revision)):
-            measured = {"evaluation": evaluation, "bench": bench, "export": export}
             card = renewed_card(directory, repo_id, base_model=base_model, **measured)
             additions.append(CommitOperationAdd(CARD_FILE, card.encode()))
         # create_commit, as upload_folder makes several commits where hf_xet is installed
@@ -152,6 +155,7 @@ def push_model(
 
 def _files(directory: Path) -> dict[str, Path]:
     """What is published, by its name in the repository."""
+    check_local(directory)
     facts = CardFacts.read(directory)
     files = checkpoint_files(directory)
     names = (file.relative_to(directory) for file in sorted(directory.rglob("*")) if file.is_file())

@@ -88,7 +88,9 @@ def _fits_host(config: Any) -> bool:
     full = heads * head_dim if heads and head_dim else getattr(config, "hidden_size", 0)
     # An exact content bias adds rows to the key projection, whose shape then stops every other class.
     folded = [plan for plan in plans if plan.get("content_bias") == "folded"]
-    return any(plan.get("method") == "copy" or plan.get("query_rank", 0) >= full for plan in folded)
+    # What is no number is refused where the layers are built.
+    ranks = [rank for plan in folded if isinstance(rank := plan.get("query_rank"), int)]
+    return any(plan.get("method") == "copy" for plan in folded) or any(rank >= full for rank in ranks)
 
 
 def _with_plain_parts(settings: dict[str, Any]) -> dict[str, Any]:

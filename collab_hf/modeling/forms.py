@@ -200,7 +200,7 @@ def check_range(name: str, value: int, most: int, at: str) -> None:
         RankError: it is not.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise RankError(f"{name} must be between 1 and {most}, got {value}{at}")
+        raise RankError(f"{name} must be between 1 and {most}, got {value!r}{at}")
 
 
 FORMS: dict[str, Form] = {form.method: form for form in (Cp(), Tucker(), Svd(), Copy())}

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from .errors import ConfigError
 from .forms import FORMS, Form
-from .shapes import AttentionShape, ContentBias, Ranks
+from .shapes import AttentionShape, ContentBias, Ranks, checked_fields
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,17 @@ class LayerPlan(Ranks):
             The plan.
 
         Raises:
-            ConfigError: a field is unknown or absent.
+            ConfigError: a field is unknown, absent or of a wrong type.
         """
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ConfigError(f"cannot read the collab settings of {where or 'a layer'}: {error}") from None
+        at = where or "a layer"
+        found = checked_fields(cls, values, at)
+        for name, value in found.items():
+            kind = {"method": str, "content_bias": str, "tied": bool}.get(name, int)
+            absent = name == "head_rank" and value is None
+            if not absent and type(value) is not kind:
+                word = {str: "text", bool: "true or false", int: "a whole number"}[kind]
+                raise ConfigError(f"{name} must be {word}, got {value!r} ({at})")
+        return cls(**found)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that differ from their defaults, ready for config.json."""

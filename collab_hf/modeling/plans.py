@@ -50,16 +50,26 @@ def read_plans(config: PreTrainedConfig) -> Plans:
         ConfigError: the settings are malformed, or of a newer format.
     """
     settings = getattr(config, "collab", None) or {}
+    _check_mapping("collab", settings)
     version = settings.get("format", FORMAT)
-    if not isinstance(version, int) or version > FORMAT:
+    if type(version) is not int or version < 1:
+        raise ConfigError(f"the collab format in config.json must be from 1 to {FORMAT}, got {version!r}")
+    if version > FORMAT:
         raise ConfigError(
             f"this checkpoint has collab format {version}, newer than {FORMAT}; update collab_hf"
         )
+    found = {section: settings[section] for section in SECTIONS if section in settings}
+    for section, values in found.items():
+        _check_mapping(f"{section} of collab", values)
     return {
-        section: {name: plan.from_dict(values, name) for name, values in settings[section].items()}
-        for section, plan in SECTIONS.items()
-        if section in settings
+        section: {name: SECTIONS[section].from_dict(plan, name) for name, plan in values.items()}
+        for section, values in found.items()
     }
+
+
+def _check_mapping(name: str, values: Any) -> None:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{name} in config.json must be a mapping, got {values!r}")
 
 
 def write_plans(plans: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -5,8 +5,11 @@ This file ships with saved checkpoints.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, Literal
+
+from .errors import ConfigError
 
 ContentBias = Literal["exact", "folded"]
 
@@ -112,3 +115,28 @@ class FeedForwardShape:
     hidden_size: int
     width: int
     gated: bool = False
+
+
+def checked_fields(kind: Any, values: Any, where: str) -> dict[str, Any]:
+    """Refuse what config.json says of a module unless it gives the fields of a dataclass.
+
+    Args:
+        kind: the dataclass.
+        values: what was read.
+        where: the module's name, for the message.
+
+    Returns:
+        The fields by name; their types are not looked at.
+
+    Raises:
+        ConfigError: no mapping, or a field that is unknown or absent.
+    """
+    begin = f"cannot read the collab settings of {where}: "
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{begin}they must be a mapping, got {values!r}")
+    known = {field.name: field.default is MISSING for field in fields(kind)}
+    if unknown := [name for name in values if name not in known]:
+        raise ConfigError(f"{begin}there is no {unknown[0]!r}; there are {', '.join(known)}")
+    if missing := [name for name, needed in known.items() if needed and name not in values]:
+        raise ConfigError(f"{begin}{missing[0]} is missing")
+    return dict(values)

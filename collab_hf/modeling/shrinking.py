@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .errors import ConfigError, RankError
 from .families import attention_row, feed_forward_row, slot_of, submodule_at
+from .shapes import checked_fields
 from .slots import Slot, is_transposed
 
 
@@ -35,10 +36,7 @@ class _Plan:
         Raises:
             ConfigError: a field is unknown, absent or of a wrong type.
         """
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ConfigError(f"cannot read the collab settings of {where or 'a module'}: {error}") from None
+        return cls(**checked_fields(cls, values, where or "a module"))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, ready for config.json."""
@@ -59,6 +57,8 @@ class HeadsPlan(_Plan):
 
     def __post_init__(self) -> None:
         """JSON has lists."""
+        if not isinstance(self.kept, list | tuple):
+            raise ConfigError(f"kept heads must be a list of numbers, got {self.kept!r}")
         object.__setattr__(self, "kept", tuple(self.kept))
 
     def to_dict(self) -> dict[str, Any]:
@@ -235,7 +235,7 @@ def check_width(name: str, value: Any, most: int, where: str) -> None:
         RankError: it is not.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise RankError(f"{name} must be between 1 and {most}, got {value} ({where})")
+        raise RankError(f"{name} must be between 1 and {most}, got {value!r} ({where})")
 
 
 def resize_(linear: Any, *, rows: int | None = None, columns: int | None = None) -> None:

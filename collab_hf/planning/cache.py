@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -26,11 +29,14 @@ from ..tensors import Moments
 from ..tensors.moments import LayerStatistics
 from .curves import Curve
 
-# Part of every key: raise it when curves are measured in another way.
-_VERSION = 7
+# Part of every key: raise it when curves are measured in another way, or kept in one.
+_VERSION = 8
 
 # Of all entries together; one with the statistics of a model of BERT-base's size takes 60 MB.
 _MOST_BYTES = 1_000_000_000
+
+_UNFINISHED = ".unfinished-"
+_LONGEST_WRITING = 3600.0  # seconds
 
 
 def directory() -> Path:
@@ -90,10 +96,12 @@ def save(key: str, curves: Sequence[Curve], statistics: Mapping[str, LayerStatis
             tensors[f"{number}.{side}.mean"] = value.mean.cpu()
             tensors[f"{number}.{side}.covariance"] = value.covariance.cpu()
     metadata = {"curves": json.dumps([_curve_to_list(c) for c in curves]), "moments": json.dumps(moments)}
+    metadata["digest"] = _digest(key, metadata, tensors)
     folder = directory()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        _sweep(folder)
+        with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=folder) as scratch:
             written = Path(scratch) / "entry"
             save_file(tensors, written, metadata)
             written.replace(folder / f"{key}.safetensors")
@@ -119,27 +127,46 @@ def load(
         Curves and statistics, or None where there is no entry or a damaged one.
     """
     path = directory() / f"{key}.safetensors"
-    if not path.is_file():
-        return None
     try:
+        if not path.is_file():
+            return None
         with safe_open(path, "pt") as file:
-            metadata = file.metadata()
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if metadata["digest"] != _digest(key, metadata, tensors):
+                raise ValueError("the entry is not what was saved")
             curves = [_curve_from_list(values, shapes, plans) for values in json.loads(metadata["curves"])]
             statistics = {}
             for number, (name, counts) in enumerate(json.loads(metadata["moments"])):
                 sides = {
                     side: Moments(
-                        file.get_tensor(f"{number}.{side}.mean"),
-                        file.get_tensor(f"{number}.{side}.covariance"),
-                        count,
+                        tensors[f"{number}.{side}.mean"], tensors[f"{number}.{side}.covariance"], count
                     )
                     for side, count in counts.items()
                 }
                 statistics[name] = LayerStatistics(sides["query"], sides.get("key", sides["query"]))
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, CollabError):
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
         return None
     return curves, statistics
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed runs left; writing an entry takes seconds."""
+    for scratch in folder.glob(f"{_UNFINISHED}*"):
+        if time.time() - scratch.stat().st_mtime > _LONGEST_WRITING:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _digest(key: str, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """Of all that an entry says, and of its name: well-formed is not yet what was measured."""
+    digest = hashlib.blake2b(digest_size=20)
+    digest.update(json.dumps([key, metadata["curves"], metadata["moments"]]).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
+        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _curve_to_list(curve: Curve) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from ..layout import changed_repr
 from ..modeling.errors import ConfigError
-from ..ranges import check_above, check_seed, check_whole, is_number
+from ..ranges import check_above, check_kind, check_seed, check_whole, is_number, is_whole
 
 Trainable = Literal["factors", "attention", "blocks", "all"]
 Pooling = Literal["auto", "mean", "cls", "none"]
@@ -121,6 +121,7 @@ class RecoveryConfig:
             raise ConfigError("give recovery steps or minutes, not both")
         if self.plot is not None and self.log is None:
             raise ConfigError("plot draws the curve from the log, so it needs log too")
+        self._check_kinds()
         self._check_ranges()
         if self.teacher_blocks and self.weights.attention:
             raise ConfigError("attention weights can't be compared where layers were dropped; leave them out")
@@ -132,6 +133,17 @@ class RecoveryConfig:
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
 
+    def _check_kinds(self) -> None:
+        if not isinstance(self.weights, LossWeights):
+            raise ConfigError(f"weights must be LossWeights, got {self.weights!r}")
+        blocks = self.teacher_blocks
+        if not isinstance(blocks, list | tuple) or not all(is_whole(number, 0) for number in blocks):
+            raise ConfigError(f"teacher_blocks must be whole numbers of at least 0, got {blocks!r}")
+        check_kind("resume", self.resume, bool)
+        for name in ("checkpoint_dir", "log", "plot"):
+            if not isinstance(getattr(self, name), str | Path | None):
+                raise ConfigError(f"{name} must be a path, got {getattr(self, name)!r}")
+
     def _check_ranges(self) -> None:
         for name in ("steps", "evaluations", "gradient_accumulation", "checkpoint_every", "patience"):
             if getattr(self, name) is not None:
@@ -140,12 +152,12 @@ class RecoveryConfig:
             if getattr(self, name) is not None:
                 check_above(name, getattr(self, name))
         check_seed(self.seed)
-        if not 0 <= self.warmup < 1:
-            raise ConfigError(f"warmup must be in [0, 1), the share of the run, got {self.warmup}")
-        if not 0 < self.held_out < 1:
-            raise ConfigError(f"held_out must be in (0, 1), the share of the batches, got {self.held_out}")
+        if not is_number(self.warmup) or not 0 <= self.warmup < 1:
+            raise ConfigError(f"warmup must be in [0, 1), the share of the run, got {self.warmup!r}")
+        if not is_number(self.held_out) or not 0 < self.held_out < 1:
+            raise ConfigError(f"held_out must be in (0, 1), the share of the batches, got {self.held_out!r}")
         if not is_number(self.cache_gigabytes) or self.cache_gigabytes < 0:
-            raise ConfigError(f"cache_gigabytes must be at least 0, got {self.cache_gigabytes}")
+            raise ConfigError(f"cache_gigabytes must be at least 0, got {self.cache_gigabytes!r}")
 
     @property
     def total_steps(self) -> int | None:

@@ -288,6 +288,8 @@ def _check_teacher(student: PreTrainedModel, teacher: PreTrainedModel, config: R
     for name in ("hidden_size", "num_hidden_layers", "num_labels", "vocab_size"):
         ours, theirs = (getattr(m.config.get_text_config(), name, None) for m in (student, teacher))
         if name == "num_hidden_layers" and config.teacher_blocks:
+            if max(config.teacher_blocks) >= (theirs or 0):
+                raise RecoveryError(f"teacher_blocks must be below {theirs}, got {config.teacher_blocks}")
             theirs = len(config.teacher_blocks)
         if ours != theirs:
             raise RecoveryError(f"the teacher does not fit: its {name} is {theirs}, the student's {ours}")

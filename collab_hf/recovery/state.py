@@ -75,7 +75,9 @@ def load_state(directory: Path, fingerprint: str) -> tuple[dict[str, Tensor], di
     try:
         values: dict[str, Any] = json.loads((places[-1] / _VALUES).read_text(encoding="utf-8"))
         tensors = load_file(places[-1] / _TENSORS)
-    except (OSError, SafetensorError, ValueError) as error:
+        if not isinstance(values, dict):
+            raise ValueError(f"{_VALUES} must hold a mapping, got {values!r}")
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise RecoveryError(
             f"the recovery state {places[-1]} can't be read: {error}; remove it to start anew"
         ) from error

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..checkpoint.precheck import read_json
+from ..checkpoint.precheck import check_finite, read_json
 from ..checkpoint.save import check_output, new_directory, save_checkpoint
 from ..checkpoint.streaming import Spill
 from ..config import CollabConfig
@@ -142,6 +142,7 @@ def compress_checkpoint(
     check_output(work.output, original=work.place, overwrite=overwrite)
     trimming = Trimming.prepare(work.config, work.read_processor) if work.config.vocabulary_from else None
     loaded = work.load()
+    check_finite(loaded, work.name)
     size_before = sum(p.numel() * p.element_size() for p in loaded.parameters())
     trimmed = None if trimming is None else trimming.trim_(loaded)
     if trimmed is not None:
