@@ -28,7 +28,7 @@ from collab_hf.calibration.examples import load_batches
 from collab_hf.checkpoint.load import load_processor
 from collab_hf.errors import FamilyError, RecoveryError
 from collab_hf.modeling.errors import ConfigError
-from collab_hf.recovery import LossWeights, RecoveryConfig, RecoveryReport, recover_
+from collab_hf.recovery import LossWeights, RecoveryConfig, RecoveryReport, loop, recover_
 from collab_hf.recovery.losses import loss_of, targets_of
 from collab_hf.recovery.optimizer import Adam
 from collab_hf.recovery.outputs import Wanted
@@ -170,6 +170,17 @@ def test_never_worse_than_it_came(tiny_bert) -> None:
     assert report.loss_after == report.loss_before
     assert report.best_step == 0
     assert all(torch.equal(before[name], tensor) for name, tensor in student.state_dict().items())
+
+
+def test_a_rate_that_is_too_high_is_lowered(tiny_bert, monkeypatch) -> None:
+    config = RecoveryConfig(steps=60, learning_rate=0.8, evaluations=12, patience=4)
+    student, teacher = pair(tiny_bert())
+    report = recover_(student, teacher, text_batches(), config)
+    assert report.loss_after < report.loss_before
+    monkeypatch.setattr(loop, "_SLOWDOWN", 1.0)  # negative control
+    student, _ = pair(tiny_bert())
+    same = recover_(student, teacher, text_batches(), config)
+    assert same.loss_after == same.loss_before
 
 
 def test_padding_does_not_count(tiny_bert) -> None:

@@ -64,7 +64,8 @@ class RecoveryConfig:
         steps: updates of the weights; 400 where minutes is not given either.
         minutes: time to train for instead of steps; the learning rate follows the clock.
         learning_rate: peak of the one-cycle schedule, relative to the root mean square that each tensor has
-            at the start.
+            at the start. Where patience runs out before anything was gained, training begins again, once,
+            with a tenth of the rate.
         warmup: share of the run until the peak, in [0, 1).
         trainable: `factors` (shared query/key weights, mixing and biases), `attention` (everything in the
             compressed attention modules), `blocks` (everything in the layers around them), or `all`.

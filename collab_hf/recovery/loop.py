@@ -20,7 +20,10 @@ from .outputs import Wanted
 from .pool import BatchPool, TargetSource
 from .processes import Processes, launched_precision
 from .state import fingerprint, load_state, save_state
-from .trainable import attention_backend, only_training, trainable_parameters
+from .trainable import attention_backend, check_teacher, only_training, trainable_parameters
+
+# What is left of the learning rate once patience ran out before anything was gained.
+_SLOWDOWN = 0.1
 
 
 def recover_(
@@ -66,7 +69,7 @@ def recover_(
     if config.plot is not None:
         check_drawing()
     parameters = trainable_parameters(student, config.trainable)
-    _check_teacher(student, teacher, config)
+    check_teacher(student, teacher, config)
     pool = BatchPool(batches, config.held_out, config.seed, held_out)
     processes = Processes(student.device)
     if processes.count > 1:
@@ -103,7 +106,7 @@ class _Run:
         asked = launched_precision() if config.mixed_precision == "auto" else config.mixed_precision
         self._bf16 = asked == "bf16"
         self._optimizer = Adam(parameters)
-        self._step, self._seconds, self._looks = 0, 0.0, 0
+        self._step, self._seconds, self._looks, self._slowdown = 0, 0.0, 0, 1.0
         self._best: dict[str, Tensor] = {}
         self._scores: dict[str, float] = {}
         self._fingerprint = fingerprint(config, parameters, teacher, pool.batches)
@@ -137,7 +140,7 @@ class _Run:
             self._update(log)
             if self._progress() * self._config.evaluations >= self._looks:
                 self._look(log)
-                if self._out_of_patience():
+                if self._out_of_patience() and not self._slow_down():
                     return "early"
             if self._step % self._config.checkpoint_every == 0:
                 self._save()
@@ -153,7 +156,7 @@ class _Run:
     def _update(self, log: RunLog) -> None:
         """One update of the weights."""
         config = self._config
-        rate = config.learning_rate * one_cycle(self._progress(), config.warmup)
+        rate = self._slowdown * config.learning_rate * one_cycle(self._progress(), config.warmup)
         sums: dict[str, float] = {}
         for piece in range(config.gradient_accumulation):
             loss = self._loss(self._pool.draw(self._step * config.gradient_accumulation + piece))
@@ -223,6 +226,16 @@ class _Run:
         patience = self._config.patience
         return patience is not None and self._looks - 1 - self._scores["best_look"] >= patience
 
+    def _slow_down(self) -> bool:
+        """Begin again with a lower rate, once, where nothing was gained; whether that was done."""
+        if self._scores["best_step"] or self._slowdown < 1:
+            return False
+        self._optimizer.set_values(self._best)
+        self._optimizer = Adam(self._parameters)
+        self._slowdown = _SLOWDOWN
+        self._scores["best_look"] = self._looks - 1
+        return True
+
     def _sum_over_processes(self, values: dict[str, float]) -> dict[str, float]:
         summed = self._processes.total(
             torch.tensor(list(values.values()), dtype=torch.float64, device=self._processes.device)
@@ -234,13 +247,9 @@ class _Run:
             return
         if self._processes.is_main:
             tensors = {**self._optimizer.state(), **{f"best.{n}": t for n, t in self._best.items()}}
-            values = {
-                "fingerprint": self._fingerprint,
-                "step": self._step,
-                "seconds": self._seconds,
-                "looks": self._looks,
-                "scores": self._scores,
-            }
+            where = {"step": self._step, "seconds": self._seconds, "looks": self._looks}
+            values = {**where, "slowdown": self._slowdown, "scores": self._scores}
+            values |= {"fingerprint": self._fingerprint, "updates": self._optimizer.updates}
             save_state(Path(self._config.checkpoint_dir), self._step, tensors, values)
         self._processes.wait()
 
@@ -254,7 +263,8 @@ class _Run:
         tensors, values = found
         self._step, self._seconds = values["step"], values["seconds"]
         self._looks, self._scores = values["looks"], values["scores"]
-        self._optimizer.set_state(tensors, self._step)
+        self._slowdown = values["slowdown"]
+        self._optimizer.set_state(tensors, values["updates"])
         device = self._processes.device
         self._best = {name: tensors[f"best.{name}"].to(device) for name in self._parameters}
         return True
@@ -277,19 +287,3 @@ class _Run:
             stopped=stopped,
             config=self._config,
         )
-
-
-def _check_teacher(student: PreTrainedModel, teacher: PreTrainedModel, config: RecoveryConfig) -> None:
-    if student is teacher:
-        raise RecoveryError("student and teacher are the same model; load the original a second time")
-    shared = {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
-    if shared:
-        raise RecoveryError("student and teacher share weights; load the original a second time")
-    for name in ("hidden_size", "num_hidden_layers", "num_labels", "vocab_size"):
-        ours, theirs = (getattr(m.config.get_text_config(), name, None) for m in (student, teacher))
-        if name == "num_hidden_layers" and config.teacher_blocks:
-            if max(config.teacher_blocks) >= (theirs or 0):
-                raise RecoveryError(f"teacher_blocks must be below {theirs}, got {config.teacher_blocks}")
-            theirs = len(config.teacher_blocks)
-        if ours != theirs:
-            raise RecoveryError(f"the teacher does not fit: its {name} is {theirs}, the student's {ours}")

@@ -21,6 +21,9 @@ class Adam:
     Args:
         parameters: by name; the values that go into a state carry these names. Sizes are those they have now.
 
+    Attributes:
+        updates: how many there were.
+
     Source:
         Kingma & Ba 2015, arXiv:1412.6980; Shazeer & Stern 2018, arXiv:1804.04235, section 8, for the rates.
     """
@@ -35,7 +38,7 @@ class Adam:
         self._scales = {
             name: max(_LEAST_SCALE, float(v.square().mean().sqrt())) for name, v in self._values.items()
         }
-        self._count = 0
+        self.updates = 0
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
@@ -44,8 +47,8 @@ class Adam:
         Args:
             rate: learning rate, relative to each tensor's root mean square.
         """
-        self._count += 1
-        first, second = (1 - beta**self._count for beta in _BETAS)
+        self.updates += 1
+        first, second = (1 - beta**self.updates for beta in _BETAS)
         for name, parameter in self._parameters.items():
             if parameter.grad is None:
                 continue
@@ -93,7 +96,7 @@ class Adam:
         for name in self._values:
             self._mean[name].copy_(state[f"mean.{name}"])
             self._square[name].copy_(state[f"square.{name}"])
-        self._count = count
+        self.updates = count
 
     def _store(self, name: str) -> None:
         parameter = self._parameters[name]

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..errors import FamilyError
+from ..errors import FamilyError, RecoveryError
 from ..host.blocks import blocks
 from ..modeling import host_internals
 from ..parts.registry import PARTS
-from .config import Trainable
+from .config import RecoveryConfig, Trainable
 
 
 def trainable_parameters(student: nn.Module, which: Trainable) -> dict[str, nn.Parameter]:
@@ -100,3 +100,29 @@ def attention_backend(models: list[PreTrainedModel], *, eager: bool) -> Iterator
     finally:
         for model, backend in zip(models, before, strict=True):
             model.set_attn_implementation(backend)
+
+
+def check_teacher(student: PreTrainedModel, teacher: PreTrainedModel, config: RecoveryConfig) -> None:
+    """Refuse a teacher that a student can't learn from.
+
+    Args:
+        student: the compressed model.
+        teacher: the original.
+        config: how recovery trains.
+
+    Raises:
+        RecoveryError: it is the student itself, shares weights with it, or has other sizes.
+    """
+    if student is teacher:
+        raise RecoveryError("student and teacher are the same model; load the original a second time")
+    shared = {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
+    if shared:
+        raise RecoveryError("student and teacher share weights; load the original a second time")
+    for name in ("hidden_size", "num_hidden_layers", "num_labels", "vocab_size"):
+        ours, theirs = (getattr(m.config.get_text_config(), name, None) for m in (student, teacher))
+        if name == "num_hidden_layers" and config.teacher_blocks:
+            if max(config.teacher_blocks) >= (theirs or 0):
+                raise RecoveryError(f"teacher_blocks must be below {theirs}, got {config.teacher_blocks}")
+            theirs = len(config.teacher_blocks)
+        if ours != theirs:
+            raise RecoveryError(f"the teacher does not fit: its {name} is {theirs}, the student's {ours}")
