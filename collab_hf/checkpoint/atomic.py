@@ -90,6 +90,22 @@ def new_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+@contextmanager
+def scratch_beside(file: Path) -> Iterator[Path]:
+    """A directory on the disk of a file to come; what killed runs left of theirs goes first.
+
+    Args:
+        file: the file; its directory exists.
+
+    Yields:
+        The directory.
+    """
+    _sweep(file)
+    prefix = f"{_prefix(file)}{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=file.parent) as scratch:
+        yield Path(scratch)
+
+
 def _put(new: Path, path: Path, old: Path, overwrite: bool) -> None:
     """Rename the finished directory to its place."""
     for _ in range(_TRIES):

@@ -205,8 +205,8 @@ def _check_class(found: type[PreTrainedModel], config: PreTrainedConfig, name: s
     own = found.config_class
     if own is not None and not isinstance(config, own):
         raise CheckpointError(
-            f"config.json of {name} is of model_type {config.model_type}, and names {found.__name__}, which is "
-            f"of {own.model_type}"
+            f"config.json of {name} is of model_type {config.model_type}, and names {found.__name__}, "
+            f"which is of {own.model_type}"
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import tempfile
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from transformers.utils.generic import ModelOutput
 from ..errors import ExportError
 from ..host.inputs import Inputs, evaluating, example_inputs
 from ..progress import stage
+from .atomic import scratch_beside
 
 # Largest difference of an output, relative to the largest value of it, that float32 is allowed; seen: 2e-6.
 TOLERANCE = 1e-4
@@ -87,8 +87,9 @@ def export_onnx(model: PreTrainedModel, file: Path, *, int8: bool = False) -> On
     inputs = example_inputs(model, batch=2, length=16)
     outputs = _output_names(model, inputs)
     names = tuple(inputs)
-    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=_made(file.parent)) as scratch:
-        graph = Path(scratch) / "model.onnx"
+    _made(file.parent)
+    with scratch_beside(file) as scratch:
+        graph = scratch / "model.onnx"
         _trace(model, inputs, outputs, graph)
         stage("Comparing the graph with torch")
         other = example_inputs(model, batch=3, length=29)

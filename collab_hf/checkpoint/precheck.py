@@ -138,7 +138,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _constant(name: str) -> float:
-    """What Python's JSON has beside JSON's own: infinity is a limit that some configs mean, NaN is nothing."""
+    """What Python reads beside JSON's numbers: infinity is a limit that some configs mean, NaN is none."""
     if name == "NaN":
         raise ValueError("NaN is no number")
     return float(name)

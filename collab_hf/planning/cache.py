@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate
@@ -32,6 +34,9 @@ _VERSION = 8
 
 # Of all entries together; one with the statistics of a model of BERT-base's size takes 60 MB.
 _MOST_BYTES = 1_000_000_000
+
+_UNFINISHED = ".unfinished-"
+_LONGEST_WRITING = 3600.0  # seconds
 
 
 def directory() -> Path:
@@ -95,7 +100,8 @@ def save(key: str, curves: Sequence[Curve], statistics: Mapping[str, LayerStatis
     folder = directory()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        _sweep(folder)
+        with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=folder) as scratch:
             written = Path(scratch) / "entry"
             save_file(tensors, written, metadata)
             written.replace(folder / f"{key}.safetensors")
@@ -144,6 +150,13 @@ def load(
             path.unlink(missing_ok=True)
         return None
     return curves, statistics
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed runs left; writing an entry takes seconds."""
+    for scratch in folder.glob(f"{_UNFINISHED}*"):
+        if time.time() - scratch.stat().st_mtime > _LONGEST_WRITING:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _digest(key: str, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
