@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 import string
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,7 +127,9 @@ def make_models(directory: Path) -> Path:
     (directory / "text.txt").write_text("".join(f"{line}\n" for line in _SENTENCES), encoding="utf-8")
     for name, rank in (("small", "8"), ("older", "4")):
         words = ["compress", str(directory / "dense"), "-o", str(directory / name), "--method", "tucker"]
-        if cli.run([*words, "--rank", rank, *_FAST, "--quiet"]) != 0:
+        with redirect_stdout(sys.stderr):  # stdout is for the table
+            code = cli.run([*words, "--rank", rank, *_FAST, "--quiet"])
+        if code != 0:
             raise RuntimeError("the tiny model was not compressed")
     return directory
 
