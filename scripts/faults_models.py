@@ -88,7 +88,7 @@ COMMANDS = {
     "heads prune": Command(
         lambda inputs, out: [
             *("heads", "prune", str(inputs / "dense"), "-o", str(out), "--share", "0.34"),
-            *("--calibration", str(inputs / "text.txt")),
+            *("--calibration", str(inputs / "text.txt"), "--examples", "8", "--shipped-share", "0"),
         ]
     ),
     "export --dense": Command(

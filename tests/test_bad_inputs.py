@@ -283,7 +283,9 @@ def test_a_cache_that_cannot_be_read_is_none(entry: Any, spoil: str, monkeypatch
         file.mkdir()
     else:
 
-        def refused(*_: Any) -> bool:  # what Path.is_file raises for a directory without rights; root has all
+        def refused(
+            *_: Any, **__: Any
+        ) -> bool:  # what Path.is_file raises for a directory without rights; root has all
             raise PermissionError(13, "Permission denied")
 
         monkeypatch.setattr(Path, "is_file", refused)
