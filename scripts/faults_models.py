@@ -6,14 +6,16 @@ import json
 import os
 import shutil
 import string
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Before anything imports huggingface_hub, torch or the package: no network, one thread, an own cache.
+# Before anything imports huggingface_hub or torch: no network, one thread, no cache of the user's.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -86,7 +88,7 @@ COMMANDS = {
     "heads prune": Command(
         lambda inputs, out: [
             *("heads", "prune", str(inputs / "dense"), "-o", str(out), "--share", "0.34"),
-            *("--calibration", str(inputs / "text.txt")),
+            *("--calibration", str(inputs / "text.txt"), "--examples", "8", "--shipped-share", "0"),
         ]
     ),
     "export --dense": Command(
@@ -125,7 +127,9 @@ def make_models(directory: Path) -> Path:
     (directory / "text.txt").write_text("".join(f"{line}\n" for line in _SENTENCES), encoding="utf-8")
     for name, rank in (("small", "8"), ("older", "4")):
         words = ["compress", str(directory / "dense"), "-o", str(directory / name), "--method", "tucker"]
-        if cli.run([*words, "--rank", rank, *_FAST, "--quiet"]) != 0:
+        with redirect_stdout(sys.stderr):  # stdout is for the table
+            code = cli.run([*words, "--rank", rank, *_FAST, "--quiet"])
+        if code != 0:
             raise RuntimeError("the tiny model was not compressed")
     return directory
 

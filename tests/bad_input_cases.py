@@ -211,7 +211,7 @@ WEIGHTS: dict[str, Case] = {
         header(lambda values: values[QUERY].update(shape=[576])),
         "has shape (576,), where config.json says (24, 24)",
     ),
-    "offsets overlap": (header(overlapping), "invalid offset for tensor `embeddings.LayerNorm.bias`"),
+    "offsets overlap": (header(overlapping), "invalid offset for tensor"),
     "offsets beyond": (
         header(lambda values: values[QUERY].update(data_offsets=[0, 10**15])),
         "invalid offset for tensor",

@@ -200,7 +200,7 @@ HEAL: dict[str, Case] = {
         written("collab_recipe.yaml", b"\xff\xfe\x00"),
         "is not YAML: 'utf-8' codec can't decode byte 0xff in",
     ),
-    "recipe deep": (written("collab_recipe.yaml", "[" * 1500), "is not YAML: it is nested too deeply"),
+    "recipe deep": (written("collab_recipe.yaml", "[" * 1000), "is not YAML: it is nested too deeply"),
     "recipe date": (
         written("collab_recipe.yaml", "model: 2020-99-99"),
         "is not YAML: month must be in 1..12",

@@ -163,7 +163,7 @@ def test_sizes_are_whole_numbers(saved: Path, name: str, value: Any) -> None:
         ({"hidden_act": 3}, "'hidden_act' expected str, got int"),
         ({"hidden_act": "no_such_act"}, "no entry 'no_such_act'"),
         ({"hidden_dropout_prob": 7}, "dropout probability has to be between 0 and 1"),
-        ({"dtype": 3}, "which config.json describes"),
+        ({"dtype": 3}, "dtype in .* must be a type of torch, such as float32, got 3"),
         ({"num_hidden_layers": 1}, "16 weights that BertForSequenceClassification does not read"),
         ({"num_hidden_layers": 3}, "lacks 16 weights of BertForSequenceClassification"),
         ({"hidden_size": 48}, r"has shape \(24,\), where config.json says \(48,\)"),

@@ -138,7 +138,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _constant(name: str) -> float:
-    """What Python's JSON has beside JSON's own: infinity is a limit that some configs mean; NaN is not."""
+    """What Python reads beside JSON's numbers: infinity is a limit that some configs mean, NaN is none."""
     if name == "NaN":
         raise ValueError("NaN is no number")
     return float(name)
@@ -210,13 +210,13 @@ def _check_index(file: Path) -> None:
         raise CheckpointError(f"weight_map in {file} must give a file for each weight")
     if not shards:
         raise CheckpointError(f"weight_map in {file} names no weight")
-    if not isinstance(values.get("metadata"), Mapping):
-        raise CheckpointError(f"metadata in {file} must be a mapping, got {values.get('metadata')!r}")
     for name in sorted(set(shards.values())):
         if Path(name).name != name:
             raise CheckpointError(f"weight_map in {file} must name files beside it, got {name!r}")
         if not (file.parent / name).is_file():
             raise CheckpointError(f"{file.parent} lacks {name}, which {file.name} names")
+    if not isinstance(values.get("metadata"), Mapping):
+        raise CheckpointError(f"metadata in {file} must be a mapping, got {values.get('metadata')!r}")
 
 
 def _begins(file: Path, content: bytes) -> bool:
