@@ -227,7 +227,7 @@ def not_finite(model: Path) -> None:
         (truncated, "model.safetensors is corrupt or truncated"),
         (unknown_architecture, "abacus"),
         (other_family, "XLNetModel has no attention layer that collab_hf knows; `collab-hf families` lists"),
-        (not_finite, "encoder.layer.1.attention.self are not finite"),
+        (not_finite, "encoder.layer.1.attention.self.key.weight in"),
     ],
 )
 def test_an_unusable_model_is_refused(

@@ -90,7 +90,7 @@ def test_what_the_hub_refuses_is_not_the_users_input(
     assert (result.code, result.out) == (1, "")
     assert "error: the token may not write to else/saved" in result.err
     assert "is not the name of a repository" in collab_hf("push", saved, "a/b/c").complaint
-    assert "can't be read" in collab_hf("push", tmp_path / "nowhere", "me/x").complaint
+    assert "is not a directory" in collab_hf("push", tmp_path / "nowhere", "me/x").complaint
 
 
 def test_export(collab_hf: CommandLine, saved: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from collab_hf.modeling import host_internals
 PACKAGE = Path(collab_hf.__file__).parent
 INTERNALS = Path(host_internals.__file__)
 # Underscored names of other libraries, which are documented, or counted and not called.
-OTHERS = {"_replace", "_foreach_copy_", "_scaled_dot_product_flash_attention_for_cpu"}
+OTHERS = {"_replace", "_foreach_copy_", "_scaled_dot_product_flash_attention_for_cpu", "_version"}
 # A class may define it: transformers' documentation of own models says so.
 CONVENTIONS = {"_init_weights", "_tied_weights_keys"}
 VERSION = re.escape(transformers.__version__)

@@ -129,14 +129,13 @@ def _state(block: nn.Module) -> list[Any]:
     found: list[Any] = []
     for module in block.modules():
         found += [_Same(module), type(module)]
-        tensors = chain(module._parameters.values(), module._buffers.values())
-        found += [(_Same(t), t._version) for t in tensors if t is not None]
-        hooks = chain(module._forward_hooks.values(), module._forward_pre_hooks.values())
-        found += [_Same(hook) for hook in hooks]
-        settings = vars(module).items()
-        found += [
-            item for item in settings if item[0] != "training" and isinstance(item[1], int | float | str)
-        ]
+        tensors = chain(module.parameters(recurse=False), module.buffers(recurse=False))
+        found += [t._version for t in tensors]
+        for name, value in vars(module).items():
+            if isinstance(value, dict):  # parameters, buffers, modules and hooks, by name or number
+                found += [_Same(item) for item in value.values()]
+            elif name != "training" and isinstance(value, int | float | str):
+                found.append((name, value))
     return found
 
 
