@@ -239,12 +239,12 @@ def rewritten(file: Path, change: Callable[[dict[str, Any], dict[str, str]], obj
 
 def other_error(_: Any, metadata: dict[str, str]) -> None:
     curves = json.loads(metadata["curves"])
-    curves[0][2][0][1] = 0.0
+    curves[0][2][0][1] += 0.5
     metadata["curves"] = json.dumps(curves)
 
 
 ALTERATIONS: dict[str, Callable[[dict[str, Any], dict[str, str]], object]] = {
-    "a smaller error": other_error,
+    "another error": other_error,
     "no curves": lambda _, metadata: metadata.update(curves="[]"),
     "no statistics": lambda _, metadata: metadata.update(moments="[]"),
     "another covariance": lambda tensors, _: tensors["0.query.covariance"].mul_(2),
