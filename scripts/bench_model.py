@@ -227,6 +227,8 @@ def table(rows: Mapping[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+_LABELS = {"operations": "all parts (--flops)", "size": "all parts (--size)"}
+
 _DIGITS = {"weights (MB)": 1, "spearman": 4, "cosine on the pairs": 3, "cosine on other text": 3}
 
 
@@ -245,7 +247,7 @@ def draw(rows: Mapping[str, dict[str, Any]], file: Path) -> None:
         time_over = 1.0 if name == "original" else row.get(case)
         if time_over is not None:
             label = "original" if name.startswith("original") else name.rstrip("0123456789.MBint, ")
-            label += ", int8" * name.endswith("int8")
+            label = _LABELS.get(label, label) + ", int8" * name.endswith("int8")
             groups.setdefault(label, []).append((1 / time_over, 100 * row["spearman"] / best))
     for label, points in groups.items():
         speeds, worths = zip(*sorted(points), strict=True)

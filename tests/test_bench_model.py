@@ -76,5 +76,7 @@ def test_the_plot_has_a_line_for_each_method_and_none_for_what_has_no_speed(tmp_
     draw(ROWS, tmp_path / "b.svg")
     drawn = (tmp_path / "a.svg").read_text()
     assert drawn == (tmp_path / "b.svg").read_text()
-    assert all(f">{label}<" in drawn for label in ("original", "operations", "operations, int8"))
+    assert all(
+        f">{label}<" in drawn for label in ("original", "all parts (--flops)", "all parts (--flops), int8")
+    )
     assert "model2vec" not in drawn
