@@ -37,6 +37,7 @@ SMALLER = {
     "--heal-steps 400": "--heal-steps 2",
     "--json decompose.json": "--json decompose.json --only minilm",
     "--lengths 16,128,512 --batch-sizes 1,8": "--lengths 4,8 --batch-sizes 1,2 --seconds 0.01",
+    "--max-train 32000": "--max-train 8",
     "--max-train 4000 --epochs 2": "--max-train 8 --epochs 1",
     "--size small": "--smoke",
     "--only model": "--only minilm",
@@ -49,10 +50,10 @@ SMALLER = {
 }
 # They fetch real checkpoints: tests/test_checkpoints_script.py and tests/test_demo.py run them on made ones.
 FETCHING = ("scripts/checkpoints.py", "scripts/demo.py")
-# They need other packages, or gigabytes.
-APART = ("scripts/bench_model.py", "scripts/bench_streaming.py")
+# They need other packages, gigabytes, or minutes.
+APART = ("scripts/bench_model.py", "scripts/bench_streaming.py", "scripts/faults.py")
 
-RUN = ("decomposition", "from-scratch", "heads", "int8", "planning", "recovery", "speed")
+RUN = ("decomposition", "from-scratch", "heads", "int8", "planning", "recovery", "speed", "whole-model")
 RUN_APART = bench_decompose.run_apart
 TINY = Shape("tiny", 64, 4, (8,))
 
@@ -124,7 +125,14 @@ def reader(
     for name in ("sentences.txt", "train.txt", "dev.txt"):
         write_lines(tmp_path / name, [text for text, _ in pairs])
     labelled = [f"{text}\t{('negative', 'positive')[len(text) % 2]}" for text, _ in pairs]
-    for name in ("train.tsv", "dev.tsv", "DATA/agnews_dev.tsv", "DATA/sst2_dev.tsv"):
+    for name in (
+        "train.tsv",
+        "dev.tsv",
+        "sst2_train.tsv",
+        "sst2_dev.tsv",
+        "DATA/agnews_dev.tsv",
+        "DATA/sst2_dev.tsv",
+    ):
         write_lines(tmp_path / name, ["sentence\tlabel", *labelled])
 
     pixels = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)

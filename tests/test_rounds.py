@@ -86,7 +86,11 @@ def one_round(number: int, folder: Path) -> str:
         torch.manual_seed(0)
         second = again(**inputs)[0]
     assert torch.isfinite(first).all(), what
-    assert torch.equal(first, second), what
+    # The same weights, which lie elsewhere in memory: small products may differ in their last bits.
+    few = 64 * torch.finfo(dtype).eps
+    torch.testing.assert_close(
+        second, first, rtol=few, atol=few * float(first.abs().max()), msg=lambda m: f"{what}: {m}"
+    )
     return "saved"
 
 
