@@ -153,7 +153,7 @@ def test_a_card_survives_being_read_and_written(made: Path) -> None:
         ("tucker", "common to all heads", "of its own"),
         ("cp", "common to all heads", "of its own"),
         ("svd", "a smaller query and key of its own", "common to all heads"),
-        ("copy", "kept what it had", "common to all heads"),
+        ("copy", "kept what they had", "common to all heads"),
     ],
 )
 def test_what_heads_share_is_said_of_forms_that_share_it(

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from collab_hf.asked_parts import PART_NAMES, PORTABLE_PARTS, VOCABULARY
+
 Rank = Annotated[int | None, typer.Option(metavar="N", help="Width of both shared projections.")]
 QueryRank = Annotated[int | None, typer.Option(metavar="N", help="tucker: width of the shared query.")]
 KeyRank = Annotated[int | None, typer.Option(metavar="N", help="tucker: width of the shared key.")]
@@ -118,9 +120,9 @@ PartNames = Annotated[
     str | None,
     typer.Option(
         metavar="LIST",
-        help="Whole model: parts that may become smaller, from query_key, heads, value_output, "
-        "feed_forward and embeddings, with commas.  [default: all of these] With --portable: blocks (whole "
-        "layers) and feed_forward. `vocabulary` is never taken unasked; it also works alone.",
+        help=f"Whole model: parts that may become smaller, from {', '.join(PART_NAMES)}, with commas.  "
+        f"[default: all of these] With --portable: {' and '.join(PORTABLE_PARTS)} (blocks are whole layers). "
+        f"`{VOCABULARY}` is never taken unasked; it also works alone.",
     ),
 ]
 VocabularyFrom = Annotated[

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from collab_hf.asked_parts import PART_NAMES
 from collab_hf.cli import options
 from collab_hf.cli.answers import Answer, start_reporting
 from collab_hf.hub.source import Loading
@@ -39,8 +40,8 @@ def inspect(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="Also measure what the output loses by part and layer: all, or some of query_key, heads, "
-            "value_output, feed_forward and embeddings, with commas. This takes as long as planning.",
+            help="Also measure what the output loses by part and layer: all, or some of "
+            f"{', '.join(PART_NAMES)}, with commas. This takes as long as planning.",
         ),
     ] = None,
     html: Annotated[
@@ -100,8 +101,6 @@ def inspect(
 
 
 def _asked_parts(parts: str | None, calibration: str) -> list[str] | None:
-    from collab_hf.asked_parts import PART_NAMES
-
     if parts is None:
         return None
     if calibration == "none":

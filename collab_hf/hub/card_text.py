@@ -10,6 +10,9 @@ from typing import Any
 import yaml
 
 from ..files import PACKAGE_URL, RECIPE_FILE
+from ..modeling.plans import QUERY_KEY as QUERY_KEY_SECTION
+from ..parts.query_key.methods import METHODS
+from ..parts.registry import EMBEDDINGS, PARTS, QUERY_KEY
 from .facts import CardFacts, base_model
 from .paths import is_path, last_part, without_paths
 
@@ -23,19 +26,8 @@ _HEAL_OPTIONS = {
     "mixed_precision": ("--mixed-precision", "auto"),
     "seed": ("--seed", 0),
 }
-_OTHER_PARTS = {
-    "heads": "attention heads were left out and the output projection was refitted to those that stay",
-    "value_output": "value and output projections were made narrower",
-    "feed_forward": "feed-forwards have fewer neurons",
-}
-# What each section of config.json made smaller, for a card's first sentence.
-_PLACES = {
-    "layers": "attention",
-    "heads": "attention",
-    "value_output": "attention",
-    "feed_forward": "feed-forwards",
-    "embeddings": "token embeddings",
-}
+# What each section of config.json made smaller.
+_PARTS = {QUERY_KEY_SECTION if part is QUERY_KEY else name: part for name, part in PARTS.items()}
 
 
 def install_line() -> str:
@@ -82,7 +74,8 @@ def sentence_transformers(facts: CardFacts, name: str) -> str:
 
 def dense_again(facts: CardFacts, name: str) -> str:
     """How to get the host's own class back, where the heads hold what the forms hold."""
-    if any(facts.collab.get(section) for section in _OTHER_PARTS) or not facts.plans:
+    smaller = {section for section in _PARTS if facts.collab.get(section)}
+    if not facts.plans or smaller - {QUERY_KEY_SECTION, EMBEDDINGS.name}:
         return ""
     heads = facts.config.get("num_attention_heads") or 1
     head_dim = facts.config.get("head_dim") or (facts.config.get("hidden_size") or 0) // heads
@@ -105,26 +98,14 @@ def _dense_width(plan: Mapping[str, Any]) -> int:
 
 def how_it_was_made(facts: CardFacts) -> str:
     """What was done to which parts, in words."""
-    found = Counter(_kind(plan) for plan in facts.plans.values())
-    sentences = []
-    if found["shared"]:
-        sentences.append(
-            f"The query and key projections of {_layers(found['shared'])} share one smaller basis each: the "
-            "scores of head h are `x A G_h B^T y^T`, with `A` and `B` common to all heads of the layer."
-        )
-    if found["own"]:
-        sentences.append(
-            f"In {_layers(found['own'])} every head has a smaller query and key of its own (svd): its scores "
-            "are `x A_h B_h^T y^T`."
-        )
-    if found["copy"]:
-        sentences.append(f"{_layers(found['copy']).capitalize()} kept what it had, in another form (copy).")
-    for section, text in _OTHER_PARTS.items():
-        modules = facts.collab.get(section)
-        if modules:
-            sentences.append(f"In {_layers(len(modules))} {text}.")
-    if facts.collab.get("embeddings"):
-        sentences.append("Token embeddings are a narrow table and a map to the model's width.")
+    methods = Counter(str(plan.get("method")) for plan in facts.plans.values())
+    sentences = [
+        method.done.format(layers=_layers(methods[name])) for name, method in METHODS.items() if methods[name]
+    ]
+    for section, part in _PARTS.items():
+        count = len(facts.collab.get(section) or ())
+        if count and part.done:
+            sentences.append(part.done.format(layers=_layers(count)))
     return " ".join([*_before(facts), *sentences, *_trained(facts)])
 
 
@@ -192,7 +173,7 @@ def _trained(facts: CardFacts) -> Iterator[str]:
 
 def places(facts: CardFacts) -> str:
     """Where surgery was done, such as ` on its attention`; nothing where config.json doesn't say it."""
-    found = list(dict.fromkeys(p for s, p in _PLACES.items() if facts.collab.get(s)))
+    found = list(dict.fromkeys(part.place for s, part in _PARTS.items() if facts.collab.get(s)))
     joined = " and ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)
     return f" on its {joined}" if joined else ""
 
@@ -267,10 +248,6 @@ def recipe(facts: CardFacts) -> str:
         return ""
     text = yaml.safe_dump(without_paths(dict(facts.recipe)), sort_keys=False, allow_unicode=True)
     return f"`{RECIPE_FILE}`:\n\n```yaml\n{text}```\n"
-
-
-def _kind(plan: Any) -> str:
-    return {"svd": "own", "copy": "copy"}.get(plan.get("method"), "shared")
 
 
 def _layers(count: int) -> str:

@@ -77,10 +77,14 @@ class Part(ABC):
     Attributes:
         name: as `--parts` and config.json name it.
         size_name: what reports call `size`.
+        place: what of a model it makes smaller, as a card's first sentence has it.
+        done: what it did to `{layers}`, as a sentence of a card; empty where plans have words of their own.
     """
 
     name: ClassVar[str]
     size_name: ClassVar[str]
+    place: ClassVar[str]
+    done: ClassVar[str] = ""
 
     @abstractmethod
     def sites(self, model: nn.Module) -> Mapping[str, Any]:

@@ -31,6 +31,8 @@ class Embeddings(Part):
 
     name = "embeddings"
     size_name = "rank"
+    place = "token embeddings"
+    done = "Token embeddings are a narrow table and a map to the model's width."
 
     def sites(self, model: nn.Module) -> dict[str, EmbeddingSite]:
         """The token embedding of a model by its name; none where inputs are no tokens."""

@@ -30,6 +30,8 @@ class FeedForwards(ShrinkingPart):
 
     name = "feed_forward"
     size_name = "neurons"
+    place = "feed-forwards"
+    done = "In {layers} feed-forwards have fewer neurons."
 
     def sites(self, model: nn.Module) -> dict[str, FeedForwardSite]:
         """The feed-forwards of a model, by name."""

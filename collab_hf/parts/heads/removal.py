@@ -23,6 +23,10 @@ class Heads(ShrinkingPart):
 
     name = "heads"
     size_name = "heads"
+    place = "attention"
+    done = (
+        "In {layers} attention heads were left out and the output projection was refitted to those that stay."
+    )
 
     def sites(self, model: Any) -> AttentionSites:
         """The attention layers of a model, by name."""

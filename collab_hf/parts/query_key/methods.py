@@ -29,10 +29,15 @@ class Method:
     Attributes:
         name: the form's method.
         swept: whether sweeps of the solver lower the error further than truncation does.
+        done: what it did to `{layers}`, as a sentence of a card.
     """
 
     name: ClassVar[str]
     swept: ClassVar[bool] = True
+    done: ClassVar[str] = (
+        "The query and key projections of {layers} share one smaller basis each: the scores of head h are "
+        "`x A G_h B^T y^T`, with `A` and `B` common to all heads of the layer."
+    )
 
     @property
     def form(self) -> Form:
@@ -104,6 +109,7 @@ class CopyMethod(Method):
 
     name = "copy"
     swept = False
+    done = "In {layers} queries and keys kept what they had, in another form (copy)."
 
     def given(self, config: CollabConfig, shape: AttentionShape) -> LayerPlan:  # noqa: D102
         return self.plan(config, shape, shape.full_rank, shape.full_rank, shape.head_dim)
@@ -120,6 +126,10 @@ class SvdMethod(Method):
 
     name = "svd"
     swept = False
+    done = (
+        "In {layers} every head has a smaller query and key of its own (svd): its scores are "
+        "`x A_h B_h^T y^T`."
+    )
 
     def given_width(self, config: CollabConfig, shape: AttentionShape, key_rank: int) -> int:  # noqa: D102
         return min(key_rank, shape.head_dim)

@@ -39,6 +39,7 @@ class QueryKey(LayerwisePart):
 
     name = "query_key"
     size_name = "score width"
+    place = "attention"
 
     def sites(self, model: nn.Module) -> AttentionSites:  # noqa: D102
         return attention_sites(model)

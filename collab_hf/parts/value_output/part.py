@@ -29,6 +29,8 @@ class Values(ShrinkingPart):
 
     name = "value_output"
     size_name = "value width"
+    place = "attention"
+    done = "In {layers} value and output projections were made narrower."
 
     def sites(self, model: nn.Module) -> AttentionSites:
         """The attention layers of a model, by name."""
