@@ -25,6 +25,7 @@ from transformers import (
     AutoTokenizer,
     DataCollatorForSeq2Seq,
     MarianConfig,
+    PreTrainedModel,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
 )
@@ -141,26 +142,52 @@ def best_words(outputs: Any, _: Any) -> Any:
     return logits.argmax(-1)
 
 
-def measure(settings: Settings, case: Case, seed: int, directory: Path) -> dict[str, float]:
-    """Train one model and evaluate it."""
-    train, dev, tokenizer = load_data(settings["data"])
+def new_model(settings: Settings, tokenizer: Any, **options: Any) -> Any:
+    """A Marian model with random weights.
+
+    Args:
+        settings: for MarianConfig, without the ids of special tokens.
+        tokenizer: of the data, or None for a made-up language.
+        **options: for `collaborative`; without any, attention is Marian's own.
+
+    Returns:
+        The model.
+    """
+    pad, end = (PAD, END) if tokenizer is None else (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    ids: dict[str, Any] = {"pad_token_id": pad, "decoder_start_token_id": pad, "eos_token_id": end}
+    if tokenizer is not None:
+        ids["vocab_size"] = len(tokenizer)
+    config = MarianConfig(**ids, forced_eos_token_id=end, **settings)
+    return AutoModelForSeq2SeqLM.from_config(collaborative(config, **options) if options else config)
+
+
+def trainer_options(model: PreTrainedModel, tokenizer: Any) -> dict[str, Any]:
+    """What a Trainer needs to read the data and to score a model.
+
+    Args:
+        model: to train or to evaluate.
+        tokenizer: of the data, or None for a made-up language.
+
+    Returns:
+        Arguments by name.
+    """
     if tokenizer is None:
-        ids: dict[str, Any] = {"pad_token_id": PAD, "eos_token_id": END, "decoder_start_token_id": PAD}
-        options: dict[str, Any] = {
+        return {
             "data_collator": PairCollator(),
             "compute_metrics": accuracies,
             "preprocess_logits_for_metrics": best_words,
         }
-    else:
-        pad = tokenizer.pad_token_id
-        ids = {"pad_token_id": pad, "eos_token_id": tokenizer.eos_token_id, "decoder_start_token_id": pad}
-        ids["vocab_size"] = len(tokenizer)
-        options = {"compute_metrics": bleu(tokenizer), "processing_class": tokenizer}
-    ids["forced_eos_token_id"] = ids["eos_token_id"]
-    config = collaborative(MarianConfig(**ids, **settings["model"]), **case.options)
-    model = AutoModelForSeq2SeqLM.from_config(config)
-    if tokenizer is not None:
-        options["data_collator"] = DataCollatorForSeq2Seq(tokenizer, model)
+    return {
+        "data_collator": DataCollatorForSeq2Seq(tokenizer, model),
+        "compute_metrics": bleu(tokenizer),
+        "processing_class": tokenizer,
+    }
+
+
+def measure(settings: Settings, case: Case, seed: int, directory: Path) -> dict[str, float]:
+    """Train one model and evaluate it."""
+    train, dev, tokenizer = load_data(settings["data"])
+    model = new_model(settings["model"], tokenizer, **case.options)
     return train_and_evaluate(
         model,
         (train, dev),
@@ -169,7 +196,7 @@ def measure(settings: Settings, case: Case, seed: int, directory: Path) -> dict[
         directory,
         trainer=Seq2SeqTrainer,
         arguments=Seq2SeqTrainingArguments,
-        **options,
+        **trainer_options(model, tokenizer),
     )
 
 

@@ -22,6 +22,7 @@ from translation import END, FIRST_WORD, bleu, made_up_pairs
 
 RUNS = {
     "translation": "translation",
+    "translation_heads": "translation_heads",
     "vision": "vision",
     "head_size": "head_size",
     "glue_table": "glue_table",
