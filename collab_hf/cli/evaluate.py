@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,6 +18,7 @@ from collab_hf.modeling.errors import ConfigError
 if TYPE_CHECKING:
     from collab_hf.calibration.examples import Examples
     from collab_hf.measure.evaluation import Accuracy, Agreement, Similarity
+    from collab_hf.measure.perplexity import Perplexity
     from collab_hf.measure.retrieval import Retrieval
 
 EXAMPLE = "Example: collab-hf evaluate bert-quarter --task agreement --against bert-base-uncased"
@@ -25,12 +27,12 @@ EXAMPLE = "Example: collab-hf evaluate bert-quarter --task agreement --against b
 def evaluate(
     model: options.Model,
     task: Annotated[
-        Literal["stsb", "agreement", "retrieval", "accuracy"],
+        Literal["stsb", "agreement", "retrieval", "accuracy", "perplexity"],
         typer.Option(
             metavar="TASK",
             help="stsb: correlation of embedding cosines with human scores; agreement: cosine of embeddings "
             "with those of --against; retrieval: share of the 10 nearest neighbours that --against finds "
-            "too; accuracy: of a sequence classifier.",
+            "too; accuracy: of a sequence classifier; perplexity: of a causal language model.",
         ),
     ],
     data: Annotated[
@@ -38,8 +40,8 @@ def evaluate(
         typer.Option(
             metavar="FILE|FOLDER",
             help="stsb: TSV with the columns sentence1, sentence2 and score. accuracy: TSV with sentence and "
-            "label. agreement and retrieval: a text file with one a line or a folder of images; by default "
-            "examples that ship with the package. Of what calibrated MODEL, only what was set aside "
+            "label. perplexity: a text file with one a line. agreement and retrieval: the same or a folder "
+            "of images; by default examples that ship with the package. Of what calibrated MODEL, only what was set aside "
             "before is read.",
         ),
     ] = None,
@@ -68,11 +70,12 @@ def evaluate(
     if not compares and against is not None:
         raise ConfigError(f"--against belongs to tasks agreement and retrieval, got it with task {task}")
     if not compares and data is None:
-        raise ConfigError(f"task {task} needs --data FILE, a tab-separated file")
+        kind = "a text file" if task == "perplexity" else "a tab-separated file"
+        raise ConfigError(f"task {task} needs --data FILE, {kind}")
     watched = start_reporting()
     loading = Loading(dtype, device, revision, subfolder, token, trust_remote_code)
     sizes = {"batch_size": batch_size, "max_length": max_length}
-    found: Agreement | Retrieval | Similarity | Accuracy
+    found: Agreement | Retrieval | Similarity | Accuracy | Perplexity
     read: dict[str, str] = {}
     if against is not None:
         judges = _judges(model, data or "default", max_examples or 1000, loading)
@@ -81,6 +84,8 @@ def evaluate(
         found = _compare(model, against, judges, loading, sizes, watched, retrieval=retrieval)
     elif task == "stsb":
         found = _similarity(model, Path(data or ""), max_examples, loading, sizes, watched)
+    elif task == "perplexity":
+        found = _perplexity(model, data or "", max_examples, loading, sizes, watched)
     else:
         found = _accuracy(model, Path(data or ""), max_examples, loading, sizes, watched)
     values = {**asdict(found), **read}
@@ -121,6 +126,22 @@ def _accuracy(
     sentences, labels = [row[0] for row in rows], [row[1] for row in rows]
     model, tokenizer = loading.model(name), loading.processor(name)
     return measure_accuracy(model, tokenizer, sentences, labels, **sizes, progress=watched)
+
+
+def _perplexity(
+    name: str,
+    data: str,
+    max_examples: int | None,
+    loading: Loading,
+    sizes: dict[str, int],
+    watched: bool,
+) -> Perplexity:
+    from collab_hf.calibration.sources import read_texts
+    from collab_hf.measure.perplexity import measure_perplexity
+
+    texts = read_texts(data, max_examples or sys.maxsize, seed=0)
+    model, tokenizer = loading.model(name), loading.processor(name)
+    return measure_perplexity(model, tokenizer, texts, **sizes, progress=watched)
 
 
 @dataclass(frozen=True)
