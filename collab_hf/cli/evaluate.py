@@ -41,8 +41,8 @@ def evaluate(
             metavar="FILE|FOLDER",
             help="stsb: TSV with the columns sentence1, sentence2 and score. accuracy: TSV with sentence and "
             "label. perplexity: a text file with one a line. agreement and retrieval: the same or a folder "
-            "of images; by default examples that ship with the package. Of what calibrated MODEL, only what was set aside "
-            "before is read.",
+            "of images; by default examples that ship with the package. Of what calibrated MODEL, only what "
+            "was set aside before is read.",
         ),
     ] = None,
     against: Annotated[
