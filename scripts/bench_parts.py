@@ -51,15 +51,15 @@ def by_part(task: Task, shares: Sequence[float], settings: dict[str, Any]) -> st
     lines = [f"| operations kept | all parts | {' | '.join(SINGLE)} |", "|---" * (len(SINGLE) + 2) + "|"]
     for share in shares:
         cells = []
-        for part in (None, *SINGLE):
-            config = CollabConfig(flops=share, parts=part and (part,), **settings)
+        for parts in (None, *((part,) for part in SINGLE)):
+            config = CollabConfig(flops=share, parts=parts, **settings)
             try:
                 cosine, report = task.cosine(config)
             except ConfigError:  # the part alone can't become that small
                 cells.append("-")
                 continue
             cells.append(f"{cosine:.4f}")
-            values = {"share": share, "part": part or "all", "cosine": round(cosine, 5)}
+            values = {"share": share, "parts": parts or "all", "cosine": round(cosine, 5)}
             values |= {"predicted": report.predicted_loss, "measured": report.measured_loss}
             typer.echo(json.dumps(values))
         lines.append(f"| {share} | {' | '.join(cells)} |")
