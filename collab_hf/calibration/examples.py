@@ -16,7 +16,7 @@ from ..progress import stage
 from .conventions import asks_questions, decoder_start, length_limit, with_padding
 from .foreign_text import warn_of_foreign_text
 from .picked import Picked
-from .sources import DEFAULT, open_image, read_images, read_texts
+from .sources import DEFAULT, open_image, read_images, read_texts, read_texts_and_images
 
 
 @dataclass(frozen=True)
@@ -251,14 +251,11 @@ def parts_of(processor: Any) -> tuple[Any, Any]:
 
 def _read_both(source: Any, max_examples: int, seed: int) -> tuple[Sequence[str], Sequence[Any]]:
     """Texts and images for a two-tower model; the default ones for the side that the source lacks."""
-    try:
-        texts = read_texts(source, max_examples, seed)
-    except CalibrationError:
-        return read_texts(DEFAULT, max_examples, seed), read_images(source, max_examples, seed)
-    try:
-        return texts, read_images(source, max_examples, seed)
-    except CalibrationError:
-        return texts, read_images(DEFAULT, max_examples, seed)
+    texts, images = read_texts_and_images(source, max_examples, seed)
+    return (
+        read_texts(DEFAULT, max_examples, seed) if texts is None else texts,
+        read_images(DEFAULT, max_examples, seed) if images is None else images,
+    )
 
 
 def is_default(source: Any) -> bool:

@@ -23,7 +23,7 @@ from .default_images import default_image
 from .examples import Examples, is_default, parts_of
 from .foreign_text import suits, warn_of_foreign_text
 from .picked import Picked
-from .sources import DEFAULT, DEFAULT_IMAGES, read_images, read_texts, sample
+from .sources import DEFAULT, DEFAULT_IMAGES, read_images, read_texts, read_texts_and_images, sample
 
 # Examples that are read at most: their tokens stay in memory, and minutes of recovery read no more.
 MOST_EXAMPLES = 20_000
@@ -126,14 +126,8 @@ def _own(
         return read_texts(source, most, seed), ()
     if tokenizer is None:
         return (), read_images(source, most, seed)
-    try:
-        texts: Sequence[str] = read_texts(source, most, seed)
-    except CalibrationError:
-        return (), read_images(source, most, seed)
-    try:
-        return texts, read_images(source, most, seed)
-    except CalibrationError:
-        return texts, ()
+    texts, images = read_texts_and_images(source, most, seed)
+    return texts or (), images or ()
 
 
 @dataclass(frozen=True)

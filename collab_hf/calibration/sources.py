@@ -116,6 +116,30 @@ def read_images(source: Any, max_examples: int, seed: int) -> Sequence[Any]:
     return _some(items, "the list of examples", max_examples, seed)
 
 
+def read_texts_and_images(
+    source: Any, max_examples: int, seed: int
+) -> tuple[Sequence[str] | None, Sequence[Any] | None]:
+    """Read what a source has for a model of two towers.
+
+    Args:
+        source: as for `read_texts` and `read_images`.
+        max_examples: of each, at least 1.
+        seed: of the sampling.
+    Returns:
+        Texts and images; None for what the source lacks.
+    Raises:
+        CalibrationError: it has neither.
+    """
+    try:
+        texts = read_texts(source, max_examples, seed)
+    except CalibrationError:
+        return None, read_images(source, max_examples, seed)
+    try:
+        return texts, read_images(source, max_examples, seed)
+    except CalibrationError:
+        return texts, None
+
+
 def open_image(images: Sequence[Any], index: int) -> Any:
     """Decode one image of `read_images`.
 
