@@ -237,7 +237,10 @@ class TestBlocks:
                 layer.output.dense.weight.mul_(0.5)
         before = {name: value.clone() for name, value in teacher.state_dict().items()}
         theirs = {name: [block] for name, block in blocks(teacher).items()}
+        runs = []
+        teacher.register_forward_pre_hook(lambda *_: runs.append(1))
         reports = reconstruct_blocks_(student, teacher, blocks(student), theirs, texts, steps=40)
+        assert len(runs) == len(texts)  # once for all blocks
         assert [report.name for report in reports] == ["encoder.layer.0", "encoder.layer.1"]
         assert all(report.error_after < report.error_before for report in reports)
         assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())

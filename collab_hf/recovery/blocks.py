@@ -1,14 +1,16 @@
 """Block-wise reconstruction: each block learns what the original's block puts out, from its own inputs.
 
 Blocks run one after another: what a reconstructed block gives is what the next one reads, so that each
-learns to make up for those before it. Nothing but the blocks runs, and two blocks' activations are kept.
+learns to make up for those before it. The original runs once; then the blocks alone run, and the activations
+of two of them are kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import zip_longest
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,9 +57,12 @@ class BlockReport:
 
 @dataclass(eq=False)
 class _Call:
-    """One call of a block: its first argument, the others, and the mask of real tokens."""
+    """One call of a block: its first argument, the others, and the mask of real tokens.
 
-    hidden: Tensor
+    The first argument is None where it is what the block before puts out.
+    """
+
+    hidden: Tensor | None
     arguments: dict[str, Any]
     real: Tensor | None
 
@@ -98,17 +103,19 @@ def reconstruct_blocks_(
         _renew_parameters_(block)
     few = list(_spread(batches))
     reports = []
-    previous: list[Tensor] | None = None
-    outputs: list[Tensor] | None = None
+    theirs = _calls(teacher, originals, few)
+    mine: list[Tensor] = []
+    outputs: list[Tensor] = []
     for name in Steps(blocks, title="Fitting blocks to their outputs", unit="block", progress=progress):
-        theirs = _calls(teacher, originals[name][0], few)
-        if outputs is None or not _same(outputs, theirs):
+        calls = theirs.pop(name)
+        if any(call.hidden is not None for call in calls):
             # The first block, or one that doesn't read the block before it: of another tower, say.
-            previous = [call.hidden for call in _calls(student, blocks[name], few)]
-        outputs = [_through(originals[name], call) for call in theirs]
-        mine = previous or []
-        reports.append(_reconstruct_block_(name, blocks[name], theirs, mine, outputs, steps, seed))
-        previous = [_output(blocks[name], call, hidden) for call, hidden in zip(theirs, mine, strict=True)]
+            own = _calls(student, {name: [blocks[name]]}, few)[name]
+            mine = [cast(Tensor, call.hidden) for call in own]
+        read = [last if c.hidden is None else c.hidden for c, last in zip_longest(calls, outputs)]
+        outputs = [_through(originals[name], c, h) for c, h in zip(calls, read, strict=True)]
+        reports.append(_reconstruct_block_(name, blocks[name], calls, mine, outputs, steps, seed))
+        mine = [_output(blocks[name], call, hidden) for call, hidden in zip(calls, mine, strict=True)]
     return reports
 
 
@@ -133,32 +140,43 @@ def _spread(batches: Sequence[Batch]) -> Iterator[Batch]:
         tokens += first.numel() if first.dim() == 2 else 256 * len(first)
 
 
-def _calls(model: nn.Module, block: nn.Module, batches: Sequence[Batch]) -> list[_Call]:
-    """What a block is called with, batch by batch; of several calls in one pass, the first."""
-    found: list[_Call] = []
+def _calls(
+    model: nn.Module, runs: Mapping[str, Sequence[nn.Module]], batches: Sequence[Batch]
+) -> dict[str, list[_Call]]:
+    """What the first block of each run of blocks is called with, batch by batch; of several calls, the first.
+
+    The model runs once for all of them.
+    """
+    found: dict[str, list[_Call]] = {name: [] for name in runs}
+    names = list(runs)
+    before = dict(zip(names[1:], names, strict=False))
+    firsts = {name: run[0] for name, run in runs.items()}
+    lasts = {f"{name}, last": run[-1] for name, run in runs.items() if len(run) > 1}
+    put_out: dict[str, Tensor] = {}  # by runs, in the batch that is under way
+    done = 0
 
     def see(call: LayerCall) -> None:
-        if len(found) <= seen[0]:
-            hidden = call.query_input
-            mask = call.masks.get("attention_mask")
-            real = mask if isinstance(mask, Tensor) and mask.shape == hidden.shape[:-1] else None
-            rest = dict(call.arguments)
-            rest.pop("hidden_states" if "hidden_states" in rest else next(iter(rest)))
-            for cache in ("past_key_values", "past_key_value"):
-                rest.pop(cache, None)
-            found.append(_Call(hidden, rest, None if real is None else real != 0))
+        name = call.name.removesuffix(", last")
+        if call.name in runs and len(found[name]) <= done:
+            found[name].append(_as_read(call, put_out.get(before.get(name, ""))))
+        if call.name in lasts or f"{name}, last" not in lasts:
+            put_out.setdefault(name, _first(call.output))
 
-    seen = [0]
-    for count in watch_layers(model, {"block": block}, batches, see):
-        seen[0] = count
+    for done in watch_layers(model, {**firsts, **lasts}, batches, see):  # noqa: B007
+        put_out.clear()
     return found
 
 
-def _same(outputs: Sequence[Tensor], calls: Sequence[_Call]) -> bool:
-    return all(
-        output.shape == call.hidden.shape and torch.equal(output, call.hidden)
-        for output, call in zip(outputs, calls, strict=True)
-    )
+def _as_read(call: LayerCall, last: Tensor | None) -> _Call:
+    hidden = call.query_input
+    mask = call.masks.get("attention_mask")
+    real = mask if isinstance(mask, Tensor) and mask.shape == hidden.shape[:-1] else None
+    rest = dict(call.arguments)
+    rest.pop("hidden_states" if "hidden_states" in rest else next(iter(rest)))
+    for cache in ("past_key_values", "past_key_value"):
+        rest.pop(cache, None)
+    same = last is not None and last.shape == hidden.shape and torch.equal(last, hidden)
+    return _Call(None if same else hidden, rest, None if real is None else real != 0)
 
 
 @torch.no_grad()
@@ -166,8 +184,7 @@ def _output(block: nn.Module, call: _Call, hidden: Tensor) -> Tensor:
     return _first(block(hidden, **call.arguments))
 
 
-def _through(run: Sequence[nn.Module], call: _Call) -> Tensor:
-    hidden = call.hidden
+def _through(run: Sequence[nn.Module], call: _Call, hidden: Tensor) -> Tensor:
     for block in run:
         hidden = _output(block, call, hidden)
     return hidden
