@@ -215,4 +215,5 @@ def _resolved(part: LayerwisePart, config: CollabConfig, options: Mapping[str, O
         target_flops=None,
         max_loss=None,
         layers={**config.layers, **forms},
+        target=config.asked_for,
     )
