@@ -49,7 +49,8 @@ def build_page(model: str, folder: Path) -> Any:
         shown = gradio.Progress()
 
         def listener(title: str, done: float, total: float | None) -> None:
-            shown(0.0 if total is None else (int(done), int(total)), desc=title)
+            words = title.partition(f" {folder}")[0]  # where scratch files lie says nothing to a reader
+            shown(0.0 if total is None else (int(done), int(total)), desc=words)
 
         sentences = [line.strip() for line in text.splitlines() if line.strip()]
         try:
