@@ -1,7 +1,11 @@
 """The page's work, without a browser; the page itself where gradio is installed."""
 
+import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -15,9 +19,9 @@ from cli_support import (
     save_with_image_processor,
     save_with_tokenizer,
 )
+from conftest import REPOSITORY
 from PIL import Image
 
-import gradio_demo
 import side_by_side
 from collab_hf import CollabError
 from side_by_side import Asked, compare
@@ -43,6 +47,14 @@ def axis_names(figure: Any) -> list[list[str]]:
     first, second = figure.axes
     labels = (first.get_yticklabels(), first.get_xticklabels(), second.get_xticklabels())
     return [[label.get_text() for label in side] for side in labels]
+
+
+def two_images(folder: Path) -> list[str]:
+    """Files of a blue and of a green image."""
+    files = [folder / "sky.png", folder / "grass.png"]
+    for file, color in zip(files, ("blue", "green"), strict=True):
+        Image.new("RGB", (32, 24), color).save(file)
+    return [str(file) for file in files]
 
 
 def test_a_comparison(encoder: str, tmp_path: Path) -> None:
@@ -93,10 +105,7 @@ def test_images(image_encoder: str, tmp_path: Path) -> None:
     names = [f"image {number}" for number in range(1, 7)]
     assert axis_names(shipped.similarities) == [names] * 3
     assert [name for _, name in shipped.pictures] == names
-    files = []
-    for name, color in (("sky", "blue"), ("grass", "green")):
-        Image.new("RGB", (32, 24), color).save(tmp_path / f"{name}.png")
-        files.append(str(tmp_path / f"{name}.png"))
+    files = two_images(tmp_path)
     own = compare(asked, SENTENCES, files, tmp_path, ignore)
     assert axis_names(own.similarities) == [["sky", "grass"]] * 3
     assert own.pictures[0][0].getpixel((0, 0)) == (0, 0, 255)
@@ -124,6 +133,38 @@ def test_what_cannot_be_compared(encoder: str, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["encoder"]
 
 
-def test_the_page(encoder: str, tmp_path: Path) -> None:
-    pytest.importorskip("gradio", reason="an extra of its own: it wants an older pillow")
-    assert gradio_demo.build_page(encoder, tmp_path).fns
+PAGE = """
+import sys
+from pathlib import Path
+from gradio_client import Client, handle_file
+from gradio_demo import build_page
+
+model, image_model, folder, *files = sys.argv[1:]
+page = build_page(model, Path(folder))
+page.launch(prevent_thread_lock=True, quiet=True)
+client = Client(page.local_url, verbose=False, download_files=folder)
+try:
+    client.predict(model, "svd", 0.5, 32, "one alone", None, api_name="/compare")
+except Exception as error:
+    print(error)
+found = client.predict(model, "svd", 0.5, 32, "a cat\\na dog", None, api_name="/compare")
+print(Path(found[1]).name, len(found[5]["data"]))
+found = client.predict(image_model, "svd", 0.5, 32, "", [handle_file(f) for f in files], api_name="/compare")
+print(Path(found[1]).name, [picture["caption"] for picture in found[3]])
+page.close(verbose=False)
+"""
+
+
+@pytest.mark.skipif(find_spec("gradio") is None, reason="an extra of its own: it wants an older pillow")
+def test_the_page(encoder: str, image_encoder: str, tmp_path: Path) -> None:
+    """In a process of its own: gradio leaves event loops open, and warnings are errors here."""
+    paths = os.pathsep.join([str(REPOSITORY / "scripts"), str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    variables = {"PYTHONPATH": paths, "GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", PAGE, encoder, image_encoder, str(tmp_path), *two_images(tmp_path)]
+    done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
+        "a comparison needs at least two sentences, got 1",
+        "encoder-collab.zip 2",
+        "image-collab.zip ['sky', 'grass']",
+    ], done.stderr
+    assert "Traceback" not in done.stderr
