@@ -66,6 +66,7 @@ class CollabConfig:
         length: tokens of a sequence, for `speedup` and `flops`.
         batch_size: sequences at once, for `speedup`.
         plans: forms by part and module, as planning wrote them; they build the same model again.
+        target: what the forms in `layers` or `plans` were planned for, as planning wrote it; for the reader.
 
     Raises:
         ConfigError: unknown values, or settings that contradict each other.
@@ -103,6 +104,7 @@ class CollabConfig:
     length: int = 128
     batch_size: int = 8
     plans: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    target: Mapping[str, Any] = field(default_factory=dict)
 
     __repr__ = changed_repr
 
@@ -122,8 +124,8 @@ class CollabConfig:
 
     def _check_whole(self) -> None:
         """Refuse targets for the whole model that are out of range, or beside others."""
-        given = [name for name in self.target if name in WHOLE_TARGETS]
-        others = [name for name in self.target if name not in WHOLE_TARGETS]
+        given = [name for name in self.goals if name in WHOLE_TARGETS]
+        others = [name for name in self.goals if name not in WHOLE_TARGETS]
         if len(given) > 1 or (given and (others or self.layers)):
             among = [*given, *others, *(["layers"] if self.layers else [])]
             raise ConfigError(f"give one of {', '.join(WHOLE_TARGETS)} alone, got {' and '.join(among)}")
@@ -146,10 +148,15 @@ class CollabConfig:
         return bool(self.plans) or any(getattr(self, name) is not None for name in WHOLE_TARGETS)
 
     @property
-    def target(self) -> dict[str, Any]:
-        """The budget or other targets that are asked for, by name."""
+    def goals(self) -> dict[str, Any]:
+        """The budget or other targets that are asked for now, by name."""
         names = ("budget", *sorted(_TARGETS), *WHOLE_TARGETS)
         return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    @property
+    def asked_for(self) -> dict[str, Any]:
+        """The goals, or where planned forms stand here already, what these were planned for."""
+        return dict(self.target) if self.target and (self.plans or self.layers) else self.goals
 
     @property
     def planned_parts(self) -> tuple[str, ...]:
@@ -228,7 +235,7 @@ class CollabConfig:
             names: the model's attention layers.
         """
         settings = [found for name in names if (found := self.for_layer(name)) is not None]
-        for goal in self.target:
+        for goal in self.goals:
             if not any(getattr(found, goal) == getattr(self, goal) for found in settings):
                 warnings.warn(
                     f"{goal} has no effect, because layers fixes the form of every layer", stacklevel=3
@@ -238,12 +245,15 @@ class CollabConfig:
         """The fields that differ from their defaults, ready for YAML or JSON."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "layers"}
         defaults = {f.name: f.default for f in fields(self)}
-        kept = {name: value for name, value in values.items() if name != "plans" and value != defaults[name]}
+        written = {"plans", "target"}  # below, if there is anything in them
+        kept = {name: v for name, v in values.items() if name not in written and v != defaults[name]}
         kept |= {name: list(kept[name]) for name in ("attention", "parts") if name in kept}
         if self.layers:
             kept["layers"] = {name: v if isinstance(v, str) else dict(v) for name, v in self.layers.items()}
         if self.plans:
             kept["plans"] = {s: {n: dict(v) for n, v in forms.items()} for s, forms in self.plans.items()}
+        if self.target:
+            kept["target"] = dict(self.target)
         return kept
 
     @classmethod

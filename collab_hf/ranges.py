@@ -96,6 +96,10 @@ def check_plain(config: Any) -> None:
         check_kind(f"{part} in plans", forms, Mapping)
         for name, form in forms.items():
             check_kind(f"{name} of {part} in plans", form, Mapping)
+    check_kind("target", config.target, Mapping)
+    for name, value in config.target.items():  # reports, which are JSON, take it over
+        if not isinstance(name, str) or not (is_number(value) or isinstance(value, str)):
+            raise ConfigError(f"target must have numbers or text by name, got {name!r}: {value!r}")
 
 
 def _check_layers(layers: Any) -> None:

@@ -45,7 +45,6 @@ class Recipe:
         shipped_share: share of them that ship with the package, beside a user's own texts.
         model: the checkpoint that was compressed, by id or by its directory's last name; for the reader.
         versions: of the packages that made it; for the reader.
-        target: the budget or other target that the forms were planned for; for the reader.
     """
 
     config: CollabConfig
@@ -54,7 +53,6 @@ class Recipe:
     shipped_share: float = SHIPPED_SHARE
     model: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
-    target: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> dict[str, Any]:
@@ -155,7 +153,7 @@ class Recipe:
         """
         values: dict[str, Any] = {
             "model": self.model,
-            **({"target": dict(self.target)} if self.target else {}),
+            **({"target": dict(self.config.target)} if self.config.target else {}),  # near the top
             **self.config.to_dict(),
             "calibration": public_source(self.calibration),
         }

@@ -159,6 +159,11 @@ PYTHON: dict[str, tuple[Callable[[], object], str]] = {
         lambda: CollabConfig(params=0.5, portable="yes"),
         "portable must be true or false, got 'yes'",
     ),
+    "target": (lambda: CollabConfig(target=[0.5]), "target must be a mapping"),
+    "target of a list": (
+        lambda: CollabConfig(target={"budget": [0.5]}),
+        r"target must have numbers or text by name, got 'budget': \[0.5\]",
+    ),
     "vocabulary": (lambda: CollabConfig(vocabulary_from=3), "vocabulary_from must be text, got 3"),
     "size": (lambda: CollabConfig(size=[30]), "size must be a number with KB, MB or GB"),
     "size infinite": (lambda: CollabConfig(size="inf"), "size must be a number with KB, MB or GB"),

@@ -121,6 +121,7 @@ SETTINGS = {
     "length": SMALL,
     "batch_size": SMALL,
     "plans": near(PLANS),
+    "target": st.dictionaries(WORDS, SHARE | WORDS, max_size=1),
 }
 # Few at a time: many of them contradict each other.
 ASKED = st.lists(st.sampled_from(sorted(SETTINGS)), max_size=3, unique=True).flatmap(

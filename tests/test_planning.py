@@ -1,6 +1,8 @@
 """Plans: targets are met, losses are measured, layers are left as they were, and curves are cached."""
 
+import copy
 import math
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -151,6 +153,27 @@ class TestDivergence:
         assert inside == pytest.approx(divergence.measure(), rel=SINGLE)
         assert inside > 1e-3
 
+    def test_between_two_models_is_the_same_and_keeps_no_outputs(self, tiny_bert, batches):
+        model = tiny_bert()
+        original, divergence = copy.deepcopy(model), Divergence(model, batches)
+        with torch.no_grad():
+            model.encoder.layer[0].output.dense.weight.mul_(1.1)
+        outputs: list[weakref.ref[torch.Tensor]] = []
+        alive = []
+
+        def see(_module, _inputs, output):
+            outputs.append(weakref.ref(output if isinstance(output, torch.Tensor) else output[0]))
+            alive.append(sum(found() is not None for found in outputs))
+
+        for block in original.encoder.layer:
+            block.register_forward_hook(see)
+        assert Divergence.between(model, original, batches) == divergence.measure() > 0
+        assert len(alive) == 2 * len(batches) > 4
+        assert max(alive) <= 3  # of the running block, of the one before, and of the batch before
+        keeper = Divergence(original, batches)  # negative control: what is to be replayed is kept
+        assert alive[-1] >= 2 * len(batches)
+        assert keeper.measure() == 0
+
     def test_layers_come_back_after_an_error(self, tiny_bert):
         model = tiny_bert()
         sites = attention_sites(model)
@@ -297,13 +320,14 @@ class TestCache:
 
     def test_other_weights_or_data_are_another_entry(self, tiny_bert, batches):
         model, settings = tiny_bert(), {"layer": CollabConfig()}
-        key = cache.fingerprint(model, settings, batches)
-        assert key == cache.fingerprint(model, {"layer": CollabConfig(budget=0.5)}, batches)
-        assert key != cache.fingerprint(model, {"layer": CollabConfig(damping=0.1)}, batches)
-        assert key != cache.fingerprint(model, settings, batches[:-1])
+        fingerprint = cache.Fingerprint(model, batches)
+        key = fingerprint.key(settings)
+        assert key == fingerprint.key({"layer": CollabConfig(budget=0.5)})
+        assert key != fingerprint.key({"layer": CollabConfig(damping=0.1)})
+        assert key != cache.Fingerprint(model, batches[:-1]).key(settings)
         with torch.no_grad():
             next(model.parameters()).add_(1e-3)
-        assert key != cache.fingerprint(model, settings, batches)
+        assert key != cache.Fingerprint(model, batches).key(settings)
 
     def test_damaged_entries_are_measured_again(self, tiny_bert, batches):
         model = tiny_bert()

@@ -2,12 +2,14 @@
 
 import logging
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from cli_support import CommandLine
 
-from collab_hf.progress import Steps, stage
+from collab_hf.progress import Steps, heard_by, stage
+from collab_hf.recovery.log import RunLog
 
 RANK = ["--method", "cp", "--rank", 6, "--reconstruct-steps", 2]
 
@@ -84,3 +86,35 @@ def test_a_program_hears_nothing_it_did_not_ask_for(
         assert caplog.messages == ["Begins"]
         assert work(progress=True) == ""
     assert caplog.messages[1:] == ["Begins", "Works: 2 batches", "Counts: 1 layer"]
+
+
+def test_a_listener_hears_every_step_and_nothing_is_drawn(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    heard: list[tuple[str, float, float | None]] = []
+
+    def work(progress: bool) -> None:
+        stage("Begins")
+        list(Steps("ab", title="Works", unit="batch", progress=progress))
+        log = RunLog(None, progress=progress, total=1)
+        log.step(1, 0.5, 0.1, 0.2, {})
+
+    with heard_by(lambda *step: heard.append(step)):
+        work(progress=True)
+    assert heard == [
+        ("Begins", 0, None),
+        *(("Works", done, 2) for done in range(3)),
+        ("Recovery: 1 update", 0, None),
+        ("Recovery", 1, 1),
+    ]
+    assert capsys.readouterr().err == ""
+    del heard[:]
+    with heard_by(lambda *step: heard.append(step)):
+        work(progress=False)
+        other = threading.Thread(target=work, args=(False,))
+        other.start()
+        other.join()
+    assert heard == [("Begins", 0, None)]
+    work(progress=True)  # negative control: outside, nobody listens and bars are drawn
+    assert heard == [("Begins", 0, None)]
+    assert "Works: 100%" in capsys.readouterr().err

@@ -28,6 +28,7 @@ from collab_hf.layout import changed_repr
 from collab_hf.measure.bench import Case, forward_call
 from collab_hf.measure.inspection import inspect_model
 from collab_hf.modeling.errors import ConfigError
+from collab_hf.recipe import Recipe
 from collab_hf.recovery import LossWeights, RecoveryConfig
 from collab_hf.surgery import speed
 from collab_hf.surgery.report import CompressionReport
@@ -250,8 +251,11 @@ class TestSpeed:
     def test_a_speed_that_was_asked_for_is_kept(self, whole: Any) -> None:
         _, report = whole
         assert report.repeatable.whole.measured_speedup is None
-        asked = replace(report, target={"speedup": 2.0})
-        assert asked.repeatable == asked
+        planned = replace(report, whole=replace(report.whole, predicted_speedup=2.1))
+        assert planned.repeatable == planned
+        # A recipe of such a plan is not timed: it gives the same files on every run.
+        again = replace(report, target={"speedup": 2.0})
+        assert again.repeatable.whole.measured_speedup is None
 
     def test_models_with_a_decoder(self) -> None:
         config = T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
@@ -272,8 +276,34 @@ class TestTarget:
         again = collab_hf("compress", model, "-o", tmp_path / "b", "--config", recipe, "--calibration", data)
         assert again.code == 0, again.err
         assert "warning" not in again.err
-        name = "model.safetensors"
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+        assert "asked for: budget 0.5" in again.out
+        for name in ("model.safetensors", RECIPE_FILE):
+            assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+        assert json.loads((tmp_path / "b" / REPORT_FILE).read_text())["target"] == {"budget": 0.5}
+
+    @pytest.mark.parametrize(
+        "target", [{"flops": 0.6}, {"size": "40kB"}, {"params": 0.7, "portable": True}], ids=str
+    )
+    def test_a_recipe_of_the_whole_model_keeps_it(
+        self, target: dict[str, Any], tiny_bert: Callable[..., Any], texts: Any, tmp_path: Path
+    ) -> None:
+        made = []
+        asked = {name: value for name, value in target.items() if name != "portable"}
+        for name, config in (("a", CollabConfig(**target, length=LENGTH)), ("b", None)):
+            torch.manual_seed(0)
+            recipe = config or Recipe.from_dict(Recipe.read(tmp_path / "a" / RECIPE_FILE)).config
+            assert bool(recipe.plans) == (config is None)
+            done = compress_checkpoint(tiny_bert(), tmp_path / name, recipe, calibration=texts, recover=False)
+            made.append((tmp_path / name / RECIPE_FILE).read_bytes())
+            assert done.report.target == done.report.config.target == asked
+            assert json.loads((tmp_path / name / REPORT_FILE).read_text())["target"] == asked
+        assert made[0] == made[1]
+
+    def test_a_goal_beside_planned_forms_is_not_what_they_were_planned_for(self) -> None:
+        written: dict[str, Any] = {"target": {"budget": 0.5}, "budget": 0.3}
+        assert CollabConfig(**written, layers={"*": "dense"}).asked_for == {"budget": 0.5}
+        assert CollabConfig(**written).asked_for == {"budget": 0.3}  # the forms were taken out of the recipe
+        assert CollabConfig(budget=0.3, layers={"*.0.*": "dense"}).asked_for == {"budget": 0.3}
 
     def test_none_was_asked_for(self, tiny_bert: Callable[..., Any]) -> None:
         report = compress_(tiny_bert(), CollabConfig(method="svd", rank=6))

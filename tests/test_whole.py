@@ -24,7 +24,7 @@ from collab_hf.errors import CalibrationError, ConfigError
 from collab_hf.host.blocks import blocks
 from collab_hf.host.rollback import undone
 from collab_hf.parts.registry import FEED_FORWARDS, HEADS, QUERY_KEY, VALUES
-from collab_hf.planning import Divergence
+from collab_hf.planning import Divergence, cache
 from collab_hf.planning.measured import measure_parts
 from collab_hf.planning.whole import choose_whole, dense_sizes, given_plan
 from collab_hf.recovery.blocks import reconstruct_blocks_
@@ -143,6 +143,17 @@ def test_a_second_budget_measures_nothing_again(tiny_bert, texts, monkeypatch, t
         model.encoder.layer[0].output.dense.weight.mul_(1.1)
     other = measure_parts(model, PARTS, CollabConfig(), texts, texts)
     assert other.curves["feed_forward"] != first.curves["feed_forward"]
+
+
+def test_weights_are_hashed_once_for_all_parts(tiny_bert, texts, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLLAB_HF_CACHE", str(tmp_path / "cache"))
+    model, hashed = tiny_bert(BertModel), []
+    add = cache._add_tensor
+    monkeypatch.setattr(cache, "_add_tensor", lambda d, name, t: hashed.append(name) or add(d, name, t))
+    measured = measure_parts(model, PARTS, CollabConfig(), texts, texts)
+    assert [name for name in hashed if name not in texts[0]] == list(model.state_dict())
+    # And every part has an entry of its own.
+    assert len(list((tmp_path / "cache" / "plans").iterdir())) == len(measured.curves) == len(PARTS)
 
 
 def test_the_joint_plan_is_no_worse_than_any_part_alone(tiny_bert, texts):

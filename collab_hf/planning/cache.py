@@ -44,46 +44,59 @@ def directory() -> Path:
     return Path(os.environ.get("COLLAB_HF_CACHE") or Path(constants.HF_HOME) / "collab_hf") / "plans"
 
 
-def fingerprint(
-    model: PreTrainedModel, settings: Mapping[str, CollabConfig], batches: Iterable[Mapping[str, Any]]
-) -> str:
-    """A key for curves: weights, data and settings.
+class Fingerprint:
+    """What curves depend on beside settings: weights and data, hashed once for the keys of all parts.
 
     Args:
         model: the dense model; every weight counts, since divergence is that of the whole model.
-        settings: settings of the planned layers; their budgets and targets do not matter.
         batches: model inputs.
-
-    Returns:
-        Hexadecimal digits.
     """
-    digest = hashlib.blake2b(digest_size=20)
 
-    def add(*parts: Any) -> None:
-        digest.update(json.dumps([str(part) for part in parts]).encode())
+    def __init__(self, model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> None:
+        self._digest = hashlib.blake2b(digest_size=20)
+        _add(self._digest, _VERSION, torch.__version__, type(model).__name__)
+        for name, value in model.state_dict().items():
+            _add_tensor(self._digest, name, value)
+        for number, batch in enumerate(batches):
+            _add(self._digest, "batch", number)
+            for name, value in batch.items():
+                if isinstance(value, Tensor):
+                    _add_tensor(self._digest, name, value)
+                else:
+                    _add(self._digest, name, value)
 
-    def add_tensor(name: str, value: Tensor) -> None:
-        value = value.detach().cpu().contiguous()
-        add(name, value.dtype, tuple(value.shape))
-        digest.update(value.view(-1).view(torch.uint8).numpy().tobytes())
+    def key(self, settings: Mapping[str, CollabConfig]) -> str:
+        """A key for curves.
 
-    add(_VERSION, torch.__version__, type(model).__name__)
-    for name, config in settings.items():
-        add(name, config.content_bias, config.damping, config.precision, config.reconstruct_steps)
-    for name, value in model.state_dict().items():
-        add_tensor(name, value)
-    for number, batch in enumerate(batches):
-        add("batch", number)
-        for name, value in batch.items():
-            add_tensor(name, value) if isinstance(value, Tensor) else add(name, value)
-    return digest.hexdigest()
+        Args:
+            settings: settings of the planned layers; their budgets and targets do not matter.
+
+        Returns:
+            Hexadecimal digits.
+        """
+        digest = self._digest.copy()
+        for name, config in settings.items():
+            _add(
+                digest, name, config.content_bias, config.damping, config.precision, config.reconstruct_steps
+            )
+        return digest.hexdigest()
+
+
+def _add(digest: Any, *parts: Any) -> None:
+    digest.update(json.dumps([str(part) for part in parts]).encode())
+
+
+def _add_tensor(digest: Any, name: str, value: Tensor) -> None:
+    value = value.detach().cpu().contiguous()
+    _add(digest, name, value.dtype, tuple(value.shape))
+    digest.update(value.view(-1).view(torch.uint8).numpy().tobytes())
 
 
 def save(key: str, curves: Sequence[Curve], statistics: Mapping[str, LayerStatistics]) -> None:
     """Keep curves and statistics; a file appears whole, and where none can be written nothing happens.
 
     Args:
-        key: what `fingerprint` gave.
+        key: what `Fingerprint` gave.
         curves: measured curves.
         statistics: moments that they were made from.
     """
@@ -119,7 +132,7 @@ def load(
     """Find what `save` kept.
 
     Args:
-        key: what `fingerprint` gave.
+        key: what `Fingerprint` gave.
         shapes: sizes of the planned sites by name.
         plans: class of the options' plans.
 

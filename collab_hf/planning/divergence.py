@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -34,31 +34,27 @@ class Divergence:
     """
 
     def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
-        if not batches:
-            raise CalibrationError("calibration data held no batch")
+        _check_number(batches)
         self._model = model
         self._batches = batches
         self._replay = Replay(model)
         self._reference = []
         for number, batch in enumerate(batches):
             with self._replay.recording(number):
-                self._reference.append(self._run(batch))
+                self._reference.append(_run(model, batch))
 
     def measure(self) -> float:
         """Divergence of the model, as it is now, from what it was: 0 where nothing changed."""
-        count = len(self._reference[0])
-        errors, norms = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
-        for number, (batch, reference) in enumerate(zip(self._batches, self._reference, strict=True)):
-            with self._replay.replaying(number):
-                found = self._run(batch)
-            for i, (new, old) in enumerate(zip(found, reference, strict=True)):
-                errors[i] += (new - old).square().sum().double().cpu()
-                norms[i] += old.square().sum().double().cpu()
-        return float((errors / norms.clamp_min(torch.finfo(torch.float64).tiny)).mean())
 
-    @classmethod
-    def between(cls, model: PreTrainedModel, original: PreTrainedModel, batches: Sequence[Batch]) -> float:
-        """Divergence of one model from another.
+        def again(number: int) -> list[Tensor]:
+            with self._replay.replaying(number):
+                return _run(self._model, self._batches[number])
+
+        return _mean_error((again(number), reference) for number, reference in enumerate(self._reference))
+
+    @staticmethod
+    def between(model: PreTrainedModel, original: PreTrainedModel, batches: Sequence[Batch]) -> float:
+        """Divergence of one model from another; of their outputs, one batch is in memory at a time.
 
         Args:
             model: the changed model.
@@ -67,16 +63,36 @@ class Divergence:
 
         Returns:
             0 where both give the same.
-        """
-        found = cls(original, batches)
-        found._model = model
-        return found.measure()
 
-    def _run(self, batch: Batch) -> list[Tensor]:
-        """The three views of the last hidden states; of a model with two towers, those of each."""
-        device, dtype = self._model.device, self._model.dtype
-        with evaluating(self._model), torch.no_grad():
-            states = last_hidden_states(self._model, move(batch, device, dtype))
-        if not states:
-            raise CalibrationError(f"{type(self._model).__name__} gives no hidden states to compare")
-        return [view for hidden, mask in states for view in views(hidden, mask)]
+        Raises:
+            CalibrationError: no batch, or an output without hidden states.
+        """
+        _check_number(batches)
+        return _mean_error((_run(model, batch), _run(original, batch)) for batch in batches)
+
+
+def _check_number(batches: Sequence[Batch]) -> None:
+    if not batches:
+        raise CalibrationError("calibration data held no batch")
+
+
+def _run(model: PreTrainedModel, batch: Batch) -> list[Tensor]:
+    """The three views of the last hidden states; of a model with two towers, those of each."""
+    with evaluating(model), torch.no_grad():
+        states = last_hidden_states(model, move(batch, model.device, model.dtype))
+    if not states:
+        raise CalibrationError(f"{type(model).__name__} gives no hidden states to compare")
+    return [view for hidden, mask in states for view in views(hidden, mask)]
+
+
+def _mean_error(runs: Iterable[tuple[list[Tensor], list[Tensor]]]) -> float:
+    """Mean of the views' relative squared errors, from what was found and the reference by batch."""
+    sums: Tensor | float = 0.0
+    for found, reference in runs:
+        squares = [
+            (float((new - old).square().sum()), float(old.square().sum()))
+            for new, old in zip(found, reference, strict=True)
+        ]
+        sums = sums + torch.tensor(squares, dtype=torch.float64)
+    errors, norms = torch.as_tensor(sums).T
+    return float((errors / norms.clamp_min(torch.finfo(torch.float64).tiny)).mean())

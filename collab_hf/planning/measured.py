@@ -151,15 +151,16 @@ def measure_parts(
         },
     }
     divergence = Divergence(model, held_out) if curves else None
+    fingerprint = cache.Fingerprint(model, [*seen, *held_out]) if curves else None
     losses: dict[str, Mapping[str, Curve]] = {}
     for part, statistics in (
         *((part, found[part.name]) for part in _ALONE),
         (HEADS, outputs),
         (VALUES, outputs),
     ):
-        if part.name in parts and divergence is not None:
+        if part.name in parts and divergence is not None and fingerprint is not None:
             sites = open_sites[part.name]
-            key = _key(model, part, sites, config, seen, held_out)
+            key = _key(fingerprint, part, sites, config)
             losses[part.name] = _kept(part, sites, key) or _part_curves(
                 part, sites, statistics, divergence, config, progress, key
             )
@@ -168,8 +169,8 @@ def measure_parts(
     if chosen:
         modules = {name: site.module for name, site in chosen.items()}
         inputs = collect_statistics(model, modules, seen, progress=progress)
-    if chosen and curves:
-        key = _key(model, QUERY_KEY, chosen, config, seen, held_out)
+    if chosen and fingerprint is not None:
+        key = _key(fingerprint, QUERY_KEY, chosen, config)
         losses[QUERY_KEY.name] = _kept(QUERY_KEY, chosen, key) or _query_key_curves(
             model, chosen, inputs, seen, held_out, config, progress, key
         )
@@ -204,17 +205,10 @@ def _allows(site: AttentionSite, part: Part, config: CollabConfig) -> bool:
     return site.family.refusal(site.module, part.name) is None and matches(site.name, config.attention)
 
 
-def _key(
-    model: PreTrainedModel,
-    part: Part,
-    sites: Mapping[str, Any],
-    config: CollabConfig,
-    seen: Sequence[Batch],
-    held_out: Sequence[Batch],
-) -> str:
+def _key(fingerprint: cache.Fingerprint, part: Part, sites: Mapping[str, Any], config: CollabConfig) -> str:
     """Name of a part's curves in the cache."""
     settings = dict.fromkeys((f"{part.name} {name}" for name in sites), replace(config, reconstruct_steps=0))
-    return cache.fingerprint(model, settings, [*seen, *held_out])
+    return fingerprint.key(settings)
 
 
 def _kept(part: Part, sites: Mapping[str, Any], key: str) -> dict[str, Curve] | None:

@@ -142,7 +142,7 @@ def plan_model(
     else:
         batches = list(calibration)
         seen, held = split_batches(batches)
-        key = cache.fingerprint(model, settings, batches)
+        key = cache.Fingerprint(model, batches).key(settings)
         kept = cache.load(key, {name: sites[name].shape for name in settings})
         curves, statistics = kept or _measure(model, part, sites, settings, (seen, held), key, progress)
     chosen = choose_options(part, [*curves, *_given(part, sites, settings, config)], config)[: len(curves)]
@@ -215,4 +215,5 @@ def _resolved(part: LayerwisePart, config: CollabConfig, options: Mapping[str, O
         target_flops=None,
         max_loss=None,
         layers={**config.layers, **forms},
+        target=config.asked_for,
     )

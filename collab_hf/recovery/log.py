@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ..errors import RecoveryError
 from ..modeling.errors import ConfigError
-from ..progress import counted, in_lines, logger, stage
+from ..progress import counted, in_lines, logger, stage, tell
 
 
 class RunLog:
@@ -63,6 +63,8 @@ class RunLog:
         self._bar.set_postfix(shown, refresh=False)
         done = step if self._in_steps else min(round(seconds), self._total)
         self._bar.update(done - self._bar.n)
+        if self._lines:
+            tell("Recovery", done, self._total)
 
     def evaluation(self, step: int, loss: float, agreement: float, best: bool) -> None:
         """Note a look at the held-out batches.

@@ -114,7 +114,7 @@ def _compress_query_key_(
     progress: bool,
 ) -> CompressionReport:
     part = PARTS["query_key"]
-    prepared, target = _prepare(model, part, sites, config, calibration, progress), config.target
+    prepared, target = _prepare(model, part, sites, config, calibration, progress), config.asked_for
     config, divergence = prepared.config, prepared.divergence
     before = sum(p.numel() for p in model.parameters())
     forms: dict[str, LayerPlan] = {}

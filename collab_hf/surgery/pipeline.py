@@ -179,7 +179,6 @@ def compress_checkpoint(
         shipped_share,
         work.public_name,
         current_versions(),
-        report.target,
     )
     source = {**work.loading.source(work.name), "weight_bytes_before": size_before}
     if reading.counts is not None:

@@ -41,7 +41,8 @@ def settled(config: CollabConfig, plans: Mapping[str, Mapping[str, Any]]) -> Col
     if not any(plans.values()):
         return config
     written = {part: {name: form.to_dict() for name, form in forms.items()} for part, forms in plans.items()}
-    return replace(config, speedup=None, flops=None, params=None, size=None, hold_out=True, plans=written)
+    goals: dict[str, Any] = dict.fromkeys(config.goals)
+    return replace(config, **goals, hold_out=True, plans=written, target=config.asked_for)
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ class CompressionReport:
         sites: every module of the layers, before and after; token embeddings too under a budget for the whole
             model.
         length: tokens of the sequence that their operations are counted for.
-        target: the budget or other target that was asked for, by its name in the settings; empty where ranks
-            were, or nothing.
+        target: the budget or other target that was asked for, also where a recipe has the forms that were
+            planned for it, by its name in the settings; empty where ranks were, or nothing.
     """
 
     layers: tuple[LayerReport, ...]
@@ -155,7 +156,7 @@ class CompressionReport:
 
         Timings differ from run to run, and the same input is to give the same files.
         """
-        if self.whole is None or "speedup" in self.target:
+        if self.whole is None or self.whole.predicted_speedup is not None:
             return self
         return replace(self, whole=replace(self.whole, measured_speedup=None))
 

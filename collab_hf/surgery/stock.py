@@ -82,7 +82,7 @@ def compress_stock_(
         loss,
         whole,
         length=length,
-        target=config.target,
+        target=config.asked_for,
         portable=True,
     )
 

@@ -98,7 +98,7 @@ def compress_whole_(
         whole,
         sites=whole_reports(measured, plan, plans, with_losses=not config.plans),
         length=length,
-        target=config.target,
+        target=config.asked_for,
     )
 
 

@@ -72,6 +72,6 @@ def preview_whole(
         whole=whole,
         sites=sites,
         length=length,
-        target=config.target,
+        target=config.asked_for,
         portable=config.portable,
     )
