@@ -79,15 +79,12 @@ def test_whisper_hears_no_words_in_silence_and_writes_on_from_words(
     assert processor.tokenizer.decode([following]) == " America"
 
 
-def test_smollm2_loses_neurons_and_heads_and_still_predicts(
-    asked_for_checkpoint: Directory, tmp_path: Path
-) -> None:
+def test_smollm2_loses_neurons_and_still_predicts(asked_for_checkpoint: Directory, tmp_path: Path) -> None:
     directory = asked_for_checkpoint("smollm2")
     model, tokenizer = load_model(directory), AutoTokenizer.from_pretrained(directory)
     before = measure_perplexity(model, tokenizer, TEXTS).perplexity
-    assert before < 100  # with weights in wrong places it is that of guessing, thousands and more
-    parts = ("feed_forward", "heads")
-    settings = CollabConfig(parts=parts, flops=0.95, reconstruct_steps=0)
+    assert before < 1000  # guessing has 49,152, and so about have weights in wrong places
+    settings = CollabConfig(parts=("feed_forward",), flops=0.95, reconstruct_steps=0)
     compress_(model, settings, calibration=TEXTS, tokenizer=tokenizer)
     after = measure_perplexity(model, tokenizer, TEXTS).perplexity
     assert after < 3 * before
