@@ -33,7 +33,7 @@ from .compress import compress_trimmed_
 from .reading import read_run
 from .report import CompressionReport
 from .vocabulary import Trimmed, Trimming, check_no_recovery
-from .work import Work
+from .work import Work, of_main
 
 # How all parts are recovered: their blocks whole, at a rate that leaves what is trained already in place; of
 # MiniLM's, .015 made them worse.
@@ -91,8 +91,8 @@ def compress_checkpoint(
     recovery is judged by them, and `collab-hf evaluate` finds them again.
 
     Args:
-        model: a Hub id, a local directory, or a transformers model, which is changed in place; by a target for
-            the whole model in the main process alone.
+        model: a Hub id, a local directory, or a transformers model, which is changed in place (in the main
+            process alone, where the target is the whole model's).
         output: the directory to make; if anything fails, it does not appear.
         config: what is asked for; by default the forms of queries and keys at the knee of the measured loss.
         calibration: what the model reads: `default` for what ships with the package, `none` for no data, a
@@ -157,13 +157,14 @@ def compress_checkpoint(
             None if settings is None else settings.seed,
         )
         original = copy.deepcopy(loaded) if settings is not None or work.config.is_whole else None
-    result, report = _compress(work, loaded, trimmed, reading.calibration, original, processes)
+    report = _compress_(work, loaded, trimmed, reading.calibration, original, processes)
     healed = None
     if settings is not None and original is not None and reading.training is not None and report.changed:
         if report.whole is not None:
             settings = replace(settings, teacher_blocks=report.whole.teacher_blocks)
+            loaded = of_main(loaded, processes)
         healed = recover_(
-            result, original, reading.training, settings, held_out=reading.held_out, progress=progress
+            loaded, original, reading.training, settings, held_out=reading.held_out, progress=progress
         )
     recipe = Recipe(
         report.config,
@@ -177,25 +178,28 @@ def compress_checkpoint(
     source = {**work.loading.source(work.name), "weight_bytes_before": size_before}
     if reading.counts is not None:
         source["calibration"] = dict(reading.counts)
-    size = processes.from_main(lambda: work.write(result, recipe, report, healed, source, trimmed))
+    size = processes.from_main(lambda: work.write(loaded, recipe, report, healed, source, trimmed))
     if settings is not None and processes.is_main:
         shutil.rmtree(states_beside(work.output), ignore_errors=True)
     return CompressedCheckpoint(work.output, report, healed, size, reading.counts)
 
 
-def _compress(
+def _compress_(
     work: Work,
     model: PreTrainedModel,
     trimmed: Trimmed | None,
     calibration: Iterable[Mapping[str, Any]] | None,
     original: PreTrainedModel | None,
     processes: Processes,
-) -> tuple[PreTrainedModel, CompressionReport]:
-    # A whole model is measured, planned and timed in one place: the others wait and get the result.
+) -> CompressionReport:
+    """Compress in place: queries and keys in every process, a whole model in the main one alone.
+
+    A whole model is measured, planned and timed in one place; the others wait for the report.
+    """
     whole = work.config.is_whole
 
-    def surgery() -> tuple[PreTrainedModel, CompressionReport]:
-        report = compress_trimmed_(
+    def surgery() -> CompressionReport:
+        return compress_trimmed_(
             model,
             work.config,
             trimmed,
@@ -205,7 +209,6 @@ def _compress(
             processes=Processes(device=processes.device) if whole else processes,
             progress=work.progress,
         )
-        return model, report
 
     return processes.from_main(surgery) if whole else surgery()
 

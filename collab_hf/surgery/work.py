@@ -6,11 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from ..checkpoint.load import load_model
 from ..checkpoint.precheck import read_json
 from ..checkpoint.save import new_directory, save_checkpoint
 from ..checkpoint.streaming import Spill
@@ -18,6 +20,7 @@ from ..config import CollabConfig
 from ..files import CARD_FILE, RECIPE_FILE, RECOVERY_FILE, REPORT_FILE
 from ..hub.card import make_card
 from ..hub.source import Loading, find_device
+from ..processes import Processes
 from ..recipe import Recipe, public_name
 from ..recovery import RecoveryReport
 from .report import CompressionReport
@@ -134,6 +137,38 @@ class Work:
             card = make_card(directory, repo_id=self.output.resolve().name, base_model=base)
             card.save(directory / CARD_FILE)
             return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+
+
+def of_main(model: PreTrainedModel, processes: Processes) -> PreTrainedModel:
+    """The main process's model in every process, by way of a checkpoint.
+
+    A model that has run can't be pickled: transformers' hooks on it are local functions.
+
+    Args:
+        model: the main process's; the others' is not looked at.
+        processes: of the run.
+
+    Returns:
+        In the main process, the model itself.
+
+    Raises:
+        CheckpointError: no room for the files.
+    """
+    if processes.count == 1:
+        return model
+
+    def files() -> dict[str, bytes]:
+        with TemporaryDirectory() as place:
+            model.save_pretrained(place)
+            return {file.name: file.read_bytes() for file in Path(place).iterdir()}
+
+    content = processes.from_main(files)
+    with processes.together(), TemporaryDirectory() as place:
+        if processes.is_main:
+            return model
+        for name, data in content.items():
+            (Path(place) / name).write_bytes(data)
+        return load_model(Path(place)).to(processes.device)  # type: ignore[arg-type, no-any-return]
 
 
 def write_recovery(directory: Path, report: RecoveryReport, data: Any = None) -> None:
