@@ -148,6 +148,7 @@ def _heal(
     shipped_share: float | None,
 ) -> RecoveryReport:
     from collab_hf.calibration.pools import read_pools
+    from collab_hf.checkpoint.certificate import certify
     from collab_hf.checkpoint.save import is_portable, new_directory, save_checkpoint
     from collab_hf.hub.card import write_card
     from collab_hf.recipe import Recipe
@@ -174,6 +175,7 @@ def _heal(
         with new_directory(output, overwrite=overwrite) as place:
             save_checkpoint(student, place, original=directory, heir=is_portable(directory))
             write_recovery(place, report, data)
+            certify(place, student)
             write_card(place, output.resolve().name)
         shutil.rmtree(states_beside(output), ignore_errors=True)
     return report

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ..checkpoint.certificate import certify
 from ..checkpoint.load import load_model
 from ..checkpoint.precheck import read_json
 from ..checkpoint.save import new_directory, save_checkpoint
@@ -131,6 +132,7 @@ class Work:
             recipe.write(directory / RECIPE_FILE)
             text = json.dumps({**source, **report.repeatable.to_dict()}, indent=2, allow_nan=False)
             (directory / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
+            certify(directory, model)
             if healed is not None:
                 write_recovery(directory, healed, self.data)
             base = self.loading.base_model
