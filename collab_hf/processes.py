@@ -17,16 +17,14 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_choice_from_env, reduce
+from accelerate.utils import reduce
 from torch import Tensor, distributed
 
 from .errors import RecoveryError
 from .launched import launched_count
-from .modeling.errors import ConfigError
 
 T = TypeVar("T")
 Item = TypeVar("Item")
-
 # How long one process waits for another: for hours, while the main one plans a whole model and the others
 # have nothing to do. A process that died is noticed by its connection and by the launcher, not by this.
 _PATIENCE = timedelta(days=7)
@@ -166,6 +164,9 @@ class Processes:
     def rows(self, batch: Mapping[str, Any]) -> tuple[dict[str, Any], int, int]:
         """This process's rows of a batch.
 
+        A batch with fewer rows than processes, such as the last of a file, is repeated until each has one:
+        means over it stay as they are.
+
         Args:
             batch: model inputs; tensors of the batch's length are cut, all else is passed on.
 
@@ -173,20 +174,21 @@ class Processes:
             The rows, where they start, and how many the whole batch has.
 
         Raises:
-            RecoveryError: fewer rows than processes.
+            RecoveryError: a batch without examples.
         """
         length = batch_length(batch)
-        if length < self.count:
-            raise RecoveryError(f"a batch of {length} examples can't be shared by {self.count} processes")
-        first = length * self.rank // self.count
-        last = length * (self.rank + 1) // self.count
+        if not length:
+            raise RecoveryError("a batch for recovery must hold at least one example, got none")
+        times = -(-self.count // length)
+        first = length * times * self.rank // self.count
+        last = length * times * (self.rank + 1) // self.count
         cut = {
-            name: value[first:last]
+            name: torch.cat([value] * times)[first:last]
             if isinstance(value, Tensor) and value.dim() and len(value) == length
             else value
             for name, value in batch.items()
         }
-        return cut, first, length
+        return cut, first, length * times
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -280,20 +282,3 @@ def batch_length(batch: Mapping[str, Any]) -> int:
     raise RecoveryError(
         f"a batch must be a mapping of model inputs with at least one tensor, got {type(batch).__name__}"
     )
-
-
-def launched_precision() -> str:
-    """The mixed precision that `accelerate launch` asks for.
-
-    Returns:
-        `no` or `bf16`.
-
-    Raises:
-        ConfigError: it asks for another one.
-    """
-    asked = parse_choice_from_env("ACCELERATE_MIXED_PRECISION", "no")
-    if asked not in ("no", "bf16"):
-        raise ConfigError(
-            f"recovery runs in mixed precision no or bf16, accelerate was launched with {asked}"
-        )
-    return str(asked)

@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from cli_support import CommandLine
 from launched import launch
 from safetensors.torch import load_file
 
 from collab_hf import cli
 from collab_hf.errors import ConfigError
-from collab_hf.processes import ALONE
+from collab_hf.processes import ALONE, Processes
 
 SCRIPT = """
 import json
@@ -88,6 +89,17 @@ def test_one_process_works_alone() -> None:
     assert list(ALONE.each("ab", str.upper)) == [("a", "A"), ("b", "B")]
     with pytest.raises(ConfigError, match="no"), ALONE.together():
         raise ConfigError("no")
+
+
+def test_a_short_batch_is_repeated_until_each_process_has_a_row() -> None:
+    batch = {"input_ids": torch.arange(6).view(3, 2), "labels": torch.arange(3), "return_dict": True}
+    shares = [Processes(count=2, rank=rank).rows(batch) for rank in range(2)]
+    assert [share["labels"].tolist() for share, _, _ in shares] == [[0], [1, 2]]
+    assert [(first, length) for _, first, length in shares] == [(0, 3), (1, 3)]
+    few = [Processes(count=4, rank=rank).rows(batch) for rank in range(4)]
+    assert [share["labels"].tolist() for share, _, _ in few] == [[0], [1, 2], [0], [1, 2]]
+    assert [(first, length) for _, first, length in few] == [(0, 6), (1, 6), (3, 6), (4, 6)]
+    assert all(share["return_dict"] is True for share, _, _ in few)
 
 
 @pytest.mark.slow

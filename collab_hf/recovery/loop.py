@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import ConfigError, RecoveryError
-from ..processes import Processes, launched_precision
-from .config import RecoveryConfig, RecoveryReport
+from ..processes import Processes
+from .config import RecoveryConfig, RecoveryReport, launched_precision
 from .log import RunLog, check_drawing, draw_curve, read_log
 from .losses import Loss, loss_of
 from .optimizer import Adam, one_cycle
