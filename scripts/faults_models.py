@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
+import socket
 import string
 import sys
 import tempfile
@@ -19,7 +21,14 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("COLLAB_HF_CACHE", tempfile.mkdtemp(prefix="collab-hf-faults-"))
+if "COLLAB_HF_CACHE" not in os.environ:
+    os.environ["COLLAB_HF_CACHE"] = tempfile.mkdtemp(prefix="collab-hf-faults-")
+    atexit.register(shutil.rmtree, os.environ["COLLAB_HF_CACHE"], ignore_errors=True)
+# Where the stand-in for the Hub will listen; huggingface_hub reads the address once, when imported.
+with socket.socket() as _free:
+    _free.bind(("127.0.0.1", 0))
+    os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{_free.getsockname()[1]}"
+os.environ["HF_HUB_DISABLE_XET"] = "1"
 
 import torch
 from transformers import BertConfig, BertModel, BertTokenizer
@@ -44,10 +53,12 @@ class Command:
     Attributes:
         words: its arguments, for a directory with inputs and an output.
         output: the output's name.
+        on_hub: whether the output is the repository me/model on the Hub.
     """
 
     words: Callable[[Path, Path], list[str]]
     output: str = "out"
+    on_hub: bool = False
 
     def make_old(self, inputs: Path, output: Path, *, old: bool) -> None:
         """Leave an older output in the place, or nothing.
@@ -97,6 +108,7 @@ COMMANDS = {
     "export --onnx": Command(
         lambda inputs, out: ["export", str(inputs / "small"), "--onnx", str(out)], "model.onnx"
     ),
+    "push": Command(lambda inputs, _: ["push", str(inputs / "small"), "me/model"], on_hub=True),
 }
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,6 +36,13 @@ class Repository:
         return next((name for name in self.branches if revision in (name, self.sha(name))), None)
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """Say nothing of clients that are gone, such as killed ones; what else fails is said as usual."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(*_)
+
+
 class HubServer:
     """The server; `with HubServer() as hub: hub.url`.
 
@@ -51,7 +59,7 @@ class HubServer:
         self.reset()
         # tests/conftest.py chose it before huggingface_hub was imported, which reads it once.
         self.url = os.environ["HF_ENDPOINT"]
-        self._server = ThreadingHTTPServer(("127.0.0.1", int(self.url.rpartition(":")[2])), self._handler())
+        self._server = _Server(("127.0.0.1", int(self.url.rpartition(":")[2])), self._handler())
 
     def reset(self, *, large: str = r"\.safetensors$") -> None:
         """Forget everything, but go on listening: clients keep their connections for later requests."""

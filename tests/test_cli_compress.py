@@ -359,13 +359,3 @@ def test_a_kill_while_writing_leaves_no_half_directory(model: Path, tmp_path: Pa
     assert (old / "model.safetensors").read_bytes() == before
     left = [p for p in tmp_path.iterdir() if p.name not in ("model", "out")]
     assert [p.name.startswith(".out.") for p in left] == [True]  # hidden, and named after what it was for
-
-
-def test_several_processes_are_refused(
-    collab_hf: CommandLine, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    result = collab_hf("compress", model, "-o", tmp_path / "out", "--method", "copy")
-    assert result.code == 2
-    assert "compression runs in one process, got several" in result.complaint
-    assert not (tmp_path / "out").exists()

@@ -4,10 +4,11 @@ import pytest
 import torch
 from tensor_cases import PLANS, random_moments, random_scores, relative_error
 
+from collab_hf import compress_
 from collab_hf.errors import DecompositionError
 from collab_hf.modeling.errors import ConfigError, RankError
 from collab_hf.modeling.plan import LayerPlan
-from collab_hf.tensors import Problem, ScoreTensor, decompose
+from collab_hf.tensors import Problem, ScoreTensor, decompose, solvers
 
 BIASES = ["exact", "folded"]
 
@@ -208,3 +209,20 @@ def test_forms_that_share_a_problem_get_what_each_gets_alone():
             shared, alone = problem.solve(plan), decompose(scores, plan, query_moments=moments)
             assert torch.equal(shared.shared_key, alone.shared_key)
             assert shared.relative_error == alone.relative_error
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda s: replace(s, shared_key=s.shared_key * torch.nan), "numbers that are not finite"),
+        (lambda s: replace(s, errors=[*s.errors, float("nan")]), "numbers that are not finite"),
+        (lambda s: replace(s, errors=[0.5, 0.6]), "0.6, above the 0.5 of its start"),
+    ],
+)
+def test_a_solver_that_goes_wrong_stops_the_run_and_names_the_layer(monkeypatch, tiny_bert, spoil, said):
+    real = solvers.SOLVERS["tucker"]
+    monkeypatch.setitem(solvers.SOLVERS, "tucker", lambda *given: spoil(real(*given)))
+    settings = {"method": "tucker", "rank": 8, "layers": {"encoder.layer.0.*": "dense"}}
+    with pytest.raises(DecompositionError, match=said) as error:
+        compress_(tiny_bert(), settings, None)
+    assert str(error.value).endswith("(encoder.layer.1.attention.self)")

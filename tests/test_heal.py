@@ -1,9 +1,6 @@
 """`collab-hf heal` and `compress --heal-steps` write a recovered checkpoint, or nothing."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ from cli_support import (
     save_with_tokenizer,
     write_lines,
 )
+from launched import launch
 from safetensors.torch import load_file
 from transformers import AutoModel, BertForMaskedLM
 
@@ -111,16 +109,8 @@ def test_states_are_gone_on_from(collab_hf, model, compressed, text, tmp_path) -
 @pytest.mark.slow
 def test_launched_processes_answer_once(model, compressed, text, tmp_path) -> None:
     out = tmp_path / "healed"
-    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     command = ["heal", compressed, "--teacher", model, "--data", text, "-o", out, *STEPS, "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", *launch, "-m", "collab_hf", *map(str, command)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = launch("-m", "collab_hf", *command)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["loss_after"] < json.loads(done.stdout)["loss_before"]
     assert (out / RECOVERY_FILE).is_file()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from launched import LAUNCH
 from torch import Tensor
 from transformers import (
     AlbertConfig,
@@ -542,9 +543,7 @@ def test_a_state_of_another_run_is_refused(tiny_bert, tmp_path) -> None:
 def test_two_processes_give_what_one_gives(tmp_path) -> None:
     script = _script(tmp_path)
     _run([sys.executable, str(script), str(tmp_path / "one.pt")])
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    _run([*launch, str(script), str(tmp_path / "two.pt"), str(tmp_path / "states")])
+    _run([*LAUNCH, str(script), str(tmp_path / "two.pt"), str(tmp_path / "states")])
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "two.pt"))
     # Sums in another order: float32 rounding, which 300 Adam steps of 3e-3 let grow.
     assert float(one["loss"]) == pytest.approx(float(two["loss"]), rel=1e-2)

@@ -8,6 +8,7 @@ amount of data.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import CalibrationError
 from ..host.inputs import real_tokens
 from ..host.watch import LayerCall, watch_layers
+from ..processes import ALONE, Processes
 from ..tensors.moments import LayerStatistics, MomentsAccumulator
 
 # What the host classes call the key/value input of cross-attention, in the order it is looked for.
@@ -26,6 +28,7 @@ def collect_statistics(
     layers: Mapping[str, nn.Module],
     batches: Iterable[Mapping[str, Any]],
     *,
+    processes: Processes = ALONE,
     progress: bool = False,
 ) -> dict[str, LayerStatistics]:
     """Run the model over batches and collect the moments of every attention layer's input.
@@ -41,6 +44,7 @@ def collect_statistics(
         layers: attention modules of the model by name; names come back as keys and stand in error messages.
         batches: model inputs by name. Tensors are moved to the model's device, floating ones to its dtype;
             other values are passed on as they are. Read once, in order.
+        processes: that share the batches, one after another in turns; each gets the statistics of all.
         progress: show a progress bar on stderr.
     Returns:
         Statistics by layer name, in the order of layers, on the device where each layer ran.
@@ -52,10 +56,16 @@ def collect_statistics(
     if not layers:
         raise CalibrationError("calibration needs at least one attention layer, got none")
     recorder = _Recorder(layers)
-    if not sum(1 for _ in watch_layers(model, layers, batches, recorder.see, progress=progress)):
+    mine = islice(batches, processes.rank, None, processes.count)
+
+    def run() -> int:
+        return sum(1 for _ in watch_layers(model, layers, mine, recorder.see, progress=progress))
+
+    if not sum(processes.gather(run)):
         raise CalibrationError(
             "the calibration data has no batch; pass at least one, or calibration=None to work without data"
         )
+    recorder.total_(processes)
     return recorder.statistics()
 
 
@@ -74,6 +84,23 @@ class _Recorder:
         if isinstance(key_input, Tensor) and key_input is not source:
             accumulator = self._keys.setdefault(call.name, MomentsAccumulator(f"key side of {call.name}"))
             accumulator.update(real_tokens(key_input, call.masks.get("encoder_attention_mask")))
+
+    def total_(self, processes: Processes) -> None:
+        """Add up what all processes saw, layer by layer."""
+        if processes.count == 1:
+            return
+        found = processes.gather(
+            lambda: [{n: a.hidden_size for n, a in side.items()} for side in (self._queries, self._keys)]
+        )
+        for number, side in enumerate((self._queries, self._keys)):
+            sizes: dict[str, int] = {}
+            for process in found:
+                sizes |= {name: size for name, size in process[number].items() if size is not None}
+            # In one order everywhere: one process may have seen a layer first that another saw last or never.
+            for name in sorted(sizes):
+                where = name if side is self._queries else f"key side of {name}"
+                accumulator = side.setdefault(name, MomentsAccumulator(where))
+                accumulator.total_(processes.total, sizes[name], processes.device)
 
     def statistics(self) -> dict[str, LayerStatistics]:
         """What was collected, by layer name."""

@@ -22,6 +22,7 @@ from ..modeling.mixing import SelectionMixing
 from ..modeling.modeling_collab import changed_modules
 from ..progress import stage
 from . import fresh_load
+from .certificate import check_certificate
 from .fresh_processes import check_fresh
 from .known_code import origin_of_code
 from .load import load_model
@@ -60,6 +61,8 @@ class Verification:
         difference: from the original's outputs; None where no original was given.
         former_code: whether the code that it ships is a former version's.
         portable: whether it is of the host's own class; then qk_parameters counts all that it has.
+        moved: how far the outputs on fixed inputs are from those that its report certifies, relative to their
+            root mean square; None without a certificate.
     """
 
     layers: int
@@ -70,6 +73,7 @@ class Verification:
     difference: Difference | None
     former_code: bool = False
     portable: bool = False
+    moved: float | None = None
 
 
 def verify_checkpoint(
@@ -95,7 +99,7 @@ def verify_checkpoint(
 
     Raises:
         CheckpointError: not compressed, a factor missing, of a wrong shape or not finite, or a fresh process
-            that does not load it or gives other outputs.
+            that does not load it or gives other outputs; or outputs that its report does not certify.
         DataError: no batches, or outputs that can't be compared with the original's.
     """
     if model is None:
@@ -103,6 +107,7 @@ def verify_checkpoint(
     if is_portable(directory):
         return _verify_portable(directory, model, batches, original)
     layers = _check_layers(model, directory)
+    moved = check_certificate(directory, model)
     inputs = _inputs(model, batches)
     outputs = _run(model, inputs)
     stage("Loading it in fresh processes")
@@ -122,7 +127,8 @@ def verify_checkpoint(
         isinstance(module, CollabAttention) or bool(getattr(module, "collab_plans", None))
         for module in model.modules()
     )
-    return Verification(changed, len(tensors), trained, True, code_loads, difference, origin == "former")
+    former = origin == "former"
+    return Verification(changed, len(tensors), trained, True, code_loads, difference, former, moved=moved)
 
 
 def _verify_portable(
@@ -136,11 +142,12 @@ def _verify_portable(
     found, wanted = sum(p.numel() for p in model.parameters()), _report(directory).get("parameters_after")
     if found != wanted:
         raise CheckpointError(f"{directory} has {found} parameters, {REPORT_FILE} says {wanted}")
+    moved = check_certificate(directory, model)
     inputs = _inputs(model, batches)
     outputs = _run(model, inputs)
     check_fresh(directory, ("package", "stock"), inputs, outputs)
     difference = None if original is None else compare_outputs(outputs, _run(original, inputs), inputs)
-    return Verification(0, 0, found, True, True, difference, portable=True)
+    return Verification(0, 0, found, True, True, difference, portable=True, moved=moved)
 
 
 def compare_outputs(

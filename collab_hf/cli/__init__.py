@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -17,7 +18,13 @@ from collab_hf.cli import bench, compress, evaluate, export, families, heal, ins
 from collab_hf.cli import heads as heads_commands
 from collab_hf.cli.answers import AnsweringCommand
 from collab_hf.errors import HubError
+from collab_hf.launched import is_main_process
 from collab_hf.modeling.errors import CollabError
+
+_INTERRUPTED = "interrupted"
+
+# Seconds that another process than the main one leaves to that: more than a slow start of it takes.
+_SILENCE = 30.0
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -75,14 +82,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
         message = " ".join(error.format_message().split())  # type: ignore[attr-defined]
         return _fail(message, 2)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", 1)
+        return _fail(_INTERRUPTED, 1)
     except OSError as error:
         if error.strerror is None:
             raise
         where = "" if error.filename is None else f" ({error.filename})"
         return _fail(f"{error.strerror}{where}", 1)
     # An exit code comes back where typer itself ended the run: 0 after help, 130 when interrupted.
-    return _fail("interrupted", 1) if isinstance(result, int) and result else 0
+    return _fail(_INTERRUPTED, 1) if isinstance(result, int) and result else 0
 
 
 def main() -> None:
@@ -96,5 +103,17 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> int:
+    """Say what went wrong, once for all processes of a run.
+
+    The main process says it and ends, and the launcher then stops the others. What another process still has
+    to say after that time went wrong there alone.
+    """
+    if not is_main_process():
+        if message == _INTERRUPTED:
+            return code
+        try:
+            time.sleep(_SILENCE)
+        except KeyboardInterrupt:
+            return code
     typer.echo(f"error: {message}", err=True)
     return code

@@ -16,6 +16,7 @@ import typer
 from tqdm import tqdm
 from typer.core import TyperCommand
 
+from collab_hf.launched import is_main_process
 from collab_hf.modeling.errors import ConfigError
 from collab_hf.progress import logger
 from collab_hf.registration.versions import check_versions
@@ -46,7 +47,8 @@ class AnsweringCommand(TyperCommand):
         check_versions()
         with _said(level), redirect_stdout(sys.stderr):
             answer: Answer = super().invoke(ctx)
-        typer.echo(json.dumps(answer.values, allow_nan=False) if ctx.params["as_json"] else answer.text)
+        if is_main_process():
+            typer.echo(json.dumps(answer.values, allow_nan=False) if ctx.params["as_json"] else answer.text)
         return answer
 
 
@@ -54,7 +56,7 @@ def _loudness(quiet: bool, verbose: bool) -> int:
     """Level of the log that the options ask for."""
     if quiet and verbose:
         raise ConfigError("give --quiet or --verbose, not both")
-    return WARNING if quiet else DEBUG if verbose else INFO
+    return WARNING if quiet or not is_main_process() else DEBUG if verbose else INFO
 
 
 class _Lines(Handler):
@@ -93,6 +95,8 @@ def start_reporting() -> bool:
 
     register()
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    if not is_main_process():
+        warnings.simplefilter("ignore")
     if not logger.isEnabledFor(DEBUG):
         logging.set_verbosity_error()
     heard = logger.isEnabledFor(INFO)

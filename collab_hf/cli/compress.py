@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,7 +13,7 @@ from collab_hf.cli import options
 from collab_hf.cli.answers import Answer, start_reporting
 from collab_hf.cli.heal import describe_recovery
 from collab_hf.hub.names import check_id
-from collab_hf.hub.source import Loading
+from collab_hf.hub.source import Loading, find_device
 from collab_hf.modeling.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def compress(
     neurons and embeddings, each where it costs the output least. Recovery without labels follows. --budget,
     or no target at all, makes only queries and keys smaller; each layer gets the form with the least measured
     loss. Losses are measured on the calibration examples. DIR gets the model, the original's tokenizer or
-    image processor, the recipe, a report and a card.
+    image processor, the recipe, a report and a card. `accelerate launch -m collab_hf compress ...` shares the
+    work among processes.
     """
     from collab_hf.recipe import Recipe, current_versions, public_name
 
@@ -148,7 +149,10 @@ def compress(
     recipe = Recipe.from_dict({**written, **chosen, **made})
     loading = Loading(dtype, device, revision, subfolder, token, trust_remote_code, backbone, base_model)
     if dry_run:
-        return _dry_run(model, recipe, loading)
+        from collab_hf.processes import Processes
+
+        processes = Processes.launched(find_device(device))
+        return processes.from_main(lambda: _dry_run(model, recipe, loading))
     if output is None:
         raise ConfigError("Missing option '--output' / '-o'; only --dry-run works without it")
     from collab_hf.checkpoint.atomic import check_output
@@ -183,8 +187,10 @@ def compress(
         lines.append(describe_recovery(done.recovery))
     if push_to_hub is not None:
         from collab_hf.hub.publish import push
+        from collab_hf.processes import Processes
 
-        values["commit"] = push(output, push_to_hub, token=token)
+        published = partial(push, output, push_to_hub, token=token)
+        values["commit"] = Processes.launched(find_device(device)).from_main(published)
         lines.append(f"published {values['commit']}")
     return Answer(values, "\n".join(lines))
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,6 +12,7 @@ import typer
 from collab_hf.cli import options
 from collab_hf.cli.answers import Answer, start_reporting
 from collab_hf.hub.source import Loading
+from collab_hf.launched import is_main_process
 from collab_hf.modeling.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -149,13 +148,14 @@ def _heal(
     shipped_share: float | None,
 ) -> RecoveryReport:
     from collab_hf.calibration.pools import read_pools
+    from collab_hf.checkpoint.certificate import certify
     from collab_hf.checkpoint.save import is_portable, new_directory, save_checkpoint
     from collab_hf.hub.card import write_card
     from collab_hf.recipe import Recipe
     from collab_hf.recovery import recover_
     from collab_hf.recovery.config import states_beside
-    from collab_hf.surgery.pipeline import write_recovery
     from collab_hf.surgery.reading import recovery_batches
+    from collab_hf.surgery.work import write_recovery
 
     watched = start_reporting()
     name = str(directory)
@@ -171,10 +171,11 @@ def _heal(
     pools = read_pools(data, processor, **sampling)
     batches, held_out = recovery_batches(pools, student, processor, seed=config.seed, **sizes)
     report = recover_(student, original, batches, config, held_out=held_out, progress=watched)
-    if _is_main_process():
+    if is_main_process():
         with new_directory(output, overwrite=overwrite) as place:
             save_checkpoint(student, place, original=directory, heir=is_portable(directory))
             write_recovery(place, report, data)
+            certify(place, student)
             write_card(place, output.resolve().name)
         shutil.rmtree(states_beside(output), ignore_errors=True)
     return report
@@ -212,17 +213,6 @@ def _check_recovery(directory: Path) -> None:
     path = directory / RECOVERY_FILE
     if path.is_file():
         read_json(path)
-
-
-def _is_main_process() -> bool:
-    """Whether this process answers and writes; the others of `accelerate launch` print nothing now."""
-    from accelerate import PartialState
-
-    main = bool(PartialState().is_main_process)
-    if not main:
-        sys.stdout.flush()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    return main
 
 
 def describe_recovery(report: RecoveryReport) -> str:

@@ -81,6 +81,12 @@ def _batches(
     return load_batches(data, processor, config=model.config, max_examples=max_examples)
 
 
+def _certified(found: Verification) -> list[str]:
+    if found.moved is None:
+        return []
+    return [f"outputs on fixed inputs: as its report certifies, within {found.moved:.1g} of their size"]
+
+
 def _describe(found: Verification, directory: Path, against: str | None) -> str:
     first = (
         f"{directory} is complete: {found.factors} factors in {found.layers} layers, all finite, "
@@ -92,6 +98,7 @@ def _describe(found: Verification, directory: Path, against: str | None) -> str:
         )
     lines = [
         first,
+        *_certified(found),
         "fresh process with collab_hf: loads, same outputs",
         "fresh process without collab_hf: "
         + (

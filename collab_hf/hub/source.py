@@ -54,7 +54,7 @@ class Loading:
         from ..checkpoint.load import load_model
 
         stage(f"Loading {name}")
-        device = _find_device(self.device)
+        device = find_device(self.device)
         return load_model(name, dtype=self.dtype, device=device, backbone=self.backbone, **self._where())
 
     def reference(self, name: str, model: PreTrainedModel, processor: Any) -> PreTrainedModel:
@@ -139,7 +139,18 @@ class Loading:
         }
 
 
-def _find_device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device that a name stands for.
+
+    Args:
+        name: as torch spells it, or `auto`.
+
+    Returns:
+        The device.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
     import torch
 
     if name == "auto":

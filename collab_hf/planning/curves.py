@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,8 @@ from transformers import PreTrainedModel
 
 from ..calibration.held_out import Batch
 from ..config import CollabConfig
-from ..parts.part import LayerwisePart, Option, Trial
+from ..parts.part import LayerwisePart, LayerwiseTrial, Option, Trial
+from ..processes import ALONE, Processes
 from ..progress import Steps
 from ..recovery.reconstruction import Piece, reconstruct_layer, recorded
 from .divergence import Divergence
@@ -83,6 +85,7 @@ def predicted_curves(
     settings: Mapping[str, CollabConfig],
     statistics: Mapping[str, Any] | None,
     *,
+    processes: Processes = ALONE,
     progress: bool = False,
 ) -> list[Curve]:
     """Curves without measurements: the squared error of each site stands for its loss.
@@ -92,16 +95,20 @@ def predicted_curves(
         sites: dense sites by name.
         settings: settings of the sites that are planned.
         statistics: what calibration found for them, or None for the weights alone.
+        processes: that share the sites.
         progress: whether to draw a progress bar on stderr.
 
     Returns:
         One curve a site, in the order of settings.
     """
-    curves = []
-    for name, config in Steps(settings.items(), title="Computing spectra", unit="layer", progress=progress):
-        trial = part.trial(sites[name], config, None if statistics is None else statistics[name])
-        curves.append(_curve(part, sites[name], trial))
-    return curves
+
+    def work(name: str) -> Curve:
+        trial = part.trial(sites[name], settings[name], None if statistics is None else statistics[name])
+        return _curve(part, sites[name], trial)
+
+    found = processes.each(list(settings), work)
+    steps = Steps(found, title="Computing spectra", unit="layer", progress=progress, total=len(settings))
+    return [curve for _, curve in steps]
 
 
 def _curve(part: LayerwisePart, site: Any, trial: Trial) -> Curve:
@@ -117,6 +124,7 @@ def measured_curves(
     seen: Sequence[Batch],
     held_out: Sequence[Batch],
     *,
+    processes: Processes = ALONE,
     progress: bool = False,
 ) -> list[Curve]:
     """Curves with the divergence of the model's output at a few forms of each site.
@@ -129,6 +137,7 @@ def measured_curves(
         statistics: what calibration found for them.
         seen: model inputs that they come from, to reconstruct on where the settings say so.
         held_out: model inputs that the statistics did not see.
+        processes: that share the sites.
         progress: whether to draw progress bars on stderr.
 
     Returns:
@@ -137,31 +146,58 @@ def measured_curves(
     divergence = Divergence(model, held_out)
     measured: list[Curve] = []
     context: dict[str, tuple[Any, float]] = {}
-    total = len(_MEASURED_SHARES) * len(settings) + 1
-    with Steps(total=total, title="Measuring queries and keys", unit="form", progress=progress) as bar:
-        for name, pieces in _recorded(model, sites, settings, seen):
+    names = list(settings)
+    mine = {name: settings[name] for name in processes.share(names)}
+    total = len(_MEASURED_SHARES) * len(mine) + 1
+    with (
+        closing(_recorded(model, sites, mine, seen)) as pieces,
+        Steps(total=total, title="Measuring queries and keys", unit="form", progress=progress) as bar,
+    ):
+
+        def work(name: str) -> tuple[Curve, tuple[Any, float] | None]:
             trial = part.trial(sites[name], settings[name], statistics[name])
-            curve = _curve(part, sites[name], trial)
-            knots: list[tuple[float, float]] = []
-            solved: list[tuple[float, Option, float]] = []
-            for share, option in _measured_options(curve).items():
-                solution = trial.solve(option.plan)
-                solved.append((share * curve.dense_parameters, option, solution.relative_error))
-                if pieces:
-                    steps = min(_TRIAL_STEPS, settings[name].reconstruct_steps)
-                    solution = reconstruct_layer(part, sites[name], solution, pieces, steps=steps).solution
-                with part.replaced(sites, {name: solution}):
-                    knots.append((solution.relative_error, divergence.measure()))
-                if share <= _CONTEXT_SHARE or name not in context:
-                    context[name] = (solution, knots[-1][1])
-                bar.update()
-            measured.append(replace(curve, options=trial.solved_options(solved), knots=tuple(knots)))
+            recorded = next(pieces)[1]
+            return _measured_curve(part, sites, name, trial, settings[name], recorded, divergence, bar.update)
+
+        for name, (curve, known) in processes.each(names, work):
+            measured.append(curve)
+            if known is not None:  # a layer of zeros has no form but the dense one
+                context[name] = known
         with part.replaced(sites, {name: solution for name, (solution, _) in context.items()}):
-            together = divergence.measure()
+            together = processes.from_main(divergence.measure)
         bar.update(total - bar.n)
     alone = sum(loss for _, loss in context.values())
     interaction = together / alone if alone > 0 else 1.0
     return [replace(curve, interaction=interaction) for curve in measured]
+
+
+def _measured_curve(
+    part: LayerwisePart,
+    sites: Mapping[str, Any],
+    name: str,
+    trial: LayerwiseTrial,
+    config: CollabConfig,
+    pieces: Sequence[Piece],
+    divergence: Divergence,
+    done: Callable[[], Any],
+) -> tuple[Curve, tuple[Any, float] | None]:
+    """The curve of one site, and a solution with its loss that stands for it beside the others."""
+    curve = _curve(part, sites[name], trial)
+    knots: list[tuple[float, float]] = []
+    solved: list[tuple[float, Option, float]] = []
+    context: tuple[Any, float] | None = None
+    for share, option in _measured_options(curve).items():
+        solution = trial.solve(option.plan)
+        solved.append((share * curve.dense_parameters, option, solution.relative_error))
+        if pieces:
+            steps = min(_TRIAL_STEPS, config.reconstruct_steps)
+            solution = reconstruct_layer(part, sites[name], solution, pieces, steps=steps).solution
+        with part.replaced(sites, {name: solution}):
+            knots.append((solution.relative_error, divergence.measure()))
+        if share <= _CONTEXT_SHARE or context is None:
+            context = (solution, knots[-1][1])
+        done()
+    return replace(curve, options=trial.solved_options(solved), knots=tuple(knots)), context
 
 
 def _recorded(
@@ -169,7 +205,7 @@ def _recorded(
     sites: Mapping[str, Any],
     settings: Mapping[str, CollabConfig],
     seen: Sequence[Batch],
-) -> Iterator[tuple[str, Sequence[Piece]]]:
+) -> Generator[tuple[str, Sequence[Piece]]]:
     """Every planned site, with what it takes to reconstruct it where that is asked for."""
     if any(config.reconstruct_steps for config in settings.values()):
         modules = {name: sites[name].module for name in settings}

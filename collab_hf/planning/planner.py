@@ -13,6 +13,7 @@ from ..calibration.statistics import collect_statistics
 from ..config import CollabConfig
 from ..errors import ConfigError
 from ..parts.part import LayerwisePart, Option
+from ..processes import ALONE, Processes
 from ..tensors.moments import LayerStatistics
 from . import cache
 from .curves import Curve, measured_curves, predicted_curves
@@ -105,6 +106,7 @@ def plan_model(
     config: CollabConfig,
     calibration: Iterable[Batch] | Mapping[str, LayerStatistics] | None,
     *,
+    processes: Processes = ALONE,
     progress: bool = False,
 ) -> ModelPlan:
     """Choose every layer's form for the least loss that the targets allow.
@@ -120,6 +122,7 @@ def plan_model(
         config: settings; its budget, target_params, target_flops or max_loss, or else the knee of the curve.
             Layers with a form of their own count towards the first three.
         calibration: batches of model inputs, statistics, or None.
+        processes: that share the work.
         progress: whether to draw progress bars on stderr.
 
     Returns:
@@ -138,13 +141,18 @@ def plan_model(
     statistics: Mapping[str, LayerStatistics] | None
     if calibration is None or isinstance(calibration, Mapping):
         statistics = calibration
-        curves = predicted_curves(part, sites, settings, statistics, progress=progress)
+        curves = predicted_curves(part, sites, settings, statistics, processes=processes, progress=progress)
     else:
         batches = list(calibration)
         seen, held = split_batches(batches)
-        key = cache.Fingerprint(model, batches).key(settings)
-        kept = cache.load(key, {name: sites[name].shape for name in settings})
-        curves, statistics = kept or _measure(model, part, sites, settings, (seen, held), key, progress)
+
+        def kept() -> tuple[str, Any]:
+            key = cache.Fingerprint(model, batches).key(settings)
+            return key, cache.load(key, {name: sites[name].shape for name in settings})
+
+        key, found = processes.from_main(kept)
+        split = seen, held
+        curves, statistics = found or _measure(model, part, sites, settings, split, key, processes, progress)
     chosen = choose_options(part, [*curves, *_given(part, sites, settings, config)], config)[: len(curves)]
     options = {
         curve.name: replace(curve.options[index], loss=float(curve.losses()[index]))
@@ -195,13 +203,16 @@ def _measure(
     settings: Mapping[str, CollabConfig],
     split: tuple[Sequence[Batch], Sequence[Batch]],
     key: str,
+    processes: Processes,
     progress: bool,
 ) -> tuple[list[Curve], Mapping[str, LayerStatistics]]:
     """Statistics of the first split and curves on the second, which go to the cache."""
     modules = {name: site.module for name, site in sites.items()}
-    statistics = collect_statistics(model, modules, split[0], progress=progress)
-    curves = measured_curves(model, part, sites, settings, statistics, *split, progress=progress)
-    cache.save(key, curves, statistics)
+    shared: dict[str, Any] = {"processes": processes, "progress": progress}
+    statistics = collect_statistics(model, modules, split[0], **shared)
+    curves = measured_curves(model, part, sites, settings, statistics, *split, **shared)
+    if processes.is_main:
+        cache.save(key, curves, statistics)
     return curves, statistics
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -232,3 +233,20 @@ class RecoveryReport:
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, ready for JSON."""
         return {**{f.name: getattr(self, f.name) for f in fields(self)}, "config": self.config.to_dict()}
+
+
+def launched_precision() -> str:
+    """The mixed precision that `accelerate launch` asks for.
+
+    Returns:
+        `no` or `bf16`.
+
+    Raises:
+        ConfigError: it asks for another one.
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", "bf16"):
+        raise ConfigError(
+            f"recovery runs in mixed precision no or bf16, accelerate was launched with {asked}"
+        )
+    return asked

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import ConfigError, RecoveryError
-from .config import RecoveryConfig, RecoveryReport
+from ..processes import Processes
+from .config import RecoveryConfig, RecoveryReport, launched_precision
 from .log import RunLog, check_drawing, draw_curve, read_log
 from .losses import Loss, loss_of
 from .optimizer import Adam, one_cycle
 from .outputs import Wanted
 from .pool import BatchPool, TargetSource
-from .processes import Processes, launched_precision
 from .state import fingerprint, load_state, save_state
 from .trainable import attention_backend, check_teacher, only_training, trainable_parameters
 
@@ -71,7 +71,7 @@ def recover_(
     parameters = trainable_parameters(student, config.trainable)
     check_teacher(student, teacher, config)
     pool = BatchPool(batches, config.held_out, config.seed, held_out)
-    processes = Processes(student.device)
+    processes = Processes.launched(student.device)
     if processes.count > 1:
         student.to(processes.device)  # type: ignore[arg-type]
     teacher_device = teacher.device

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from ..errors import RecoveryError
 from ..host.inputs import move
+from ..processes import Processes, batch_length
 from .losses import Targets, targets_of
 from .outputs import Wanted
-from .processes import Processes, batch_length
 
 
 class BatchPool:

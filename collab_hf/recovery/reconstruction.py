@@ -8,7 +8,7 @@ running the rest of the model.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..host.watch import LayerCall, watch_layers
 from ..parts.part import LayerwisePart
+from ..processes import ALONE, Processes
 from ..progress import Steps
 
 # Tokens of one step, and of all examples: 1,000 short sentences or 64 images of 224 pixels fill the latter.
@@ -74,6 +75,7 @@ def reconstruct(
     *,
     steps: int,
     seed: int = 0,
+    processes: Processes = ALONE,
     progress: bool = False,
 ) -> dict[str, Reconstruction]:
     """Train what a part put into each layer, alone, on the dense layer's inputs and outputs.
@@ -86,6 +88,7 @@ def reconstruct(
         batches: model inputs by name, as for `collect_statistics`, at least one; a spread of them is used.
         steps: gradient steps for each layer.
         seed: of the order of the examples.
+        processes: that share the layers.
         progress: show a progress bar on stderr.
 
     Returns:
@@ -98,17 +101,17 @@ def reconstruct(
         Nagel et al. 2020, arXiv:2004.10568, for fitting layer outputs one by one; Adam (arXiv:1412.6980) with
         steps relative to each tensor's scale (Shazeer & Stern 2018, arXiv:1804.04235, section 8).
     """
-    chosen = {name: site.module for name, site in sites.items() if name in solutions}
-    results = {}
-    with Steps(
-        total=len(chosen), title="Fitting layers to their outputs", unit="layer", progress=progress
-    ) as bar:
-        for name, pieces in recorded(model, chosen, batches):
-            results[name] = reconstruct_layer(
-                part, sites[name], solutions[name], pieces, steps=steps, seed=seed
-            )
-            bar.update()
-    return results
+    names = [name for name in sites if name in solutions]
+    chosen = {name: sites[name].module for name in processes.share(names)}
+    with closing(recorded(model, chosen, batches)) as pieces:
+
+        def work(name: str) -> Reconstruction:
+            mine = next(pieces)[1]
+            return reconstruct_layer(part, sites[name], solutions[name], mine, steps=steps, seed=seed)
+
+        found = processes.each(names, work)
+        title = "Fitting layers to their outputs"
+        return dict(Steps(found, title=title, unit="layer", progress=progress, total=len(names)))
 
 
 def recorded(
@@ -117,7 +120,7 @@ def recorded(
     batches: Sequence[Mapping[str, Any]],
     *,
     step_tokens: int = _STEP_TOKENS,
-) -> Iterator[tuple[str, list[Piece]]]:
+) -> Generator[tuple[str, list[Piece]]]:
     """Run the model and keep inputs and outputs of its layers, of as many at a time as memory is given to.
 
     Args:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..calibration.given import Calibration
-from ..calibration.held_out import split_batches
 from ..calibration.sources import DEFAULT
-from ..calibration.statistics import collect_statistics
 from ..checkpoint.streaming import Spill
 from ..config import CollabConfig
 from ..errors import ConfigError
@@ -22,20 +18,15 @@ from ..host.plain import inner_model
 from ..host.rollback import undone_on_error
 from ..host.sites import AttentionSites, all_attention_sites, check_plain_sites
 from ..measure.bench import image_length
-from ..modeling.kinds import check_kinds
 from ..modeling.plan import LayerPlan
 from ..modeling.plans import QUERY_KEY
-from ..parts.part import LayerwisePart
 from ..parts.registry import EMBEDDINGS, FEED_FORWARDS, PARTS
-from ..planning import Divergence, plan_model, planned_layers
-from ..progress import Steps
-from ..recovery.reconstruction import Reconstruction, reconstruct
-from ..tensors.factors import SharedFactors
-from ..tensors.moments import LayerStatistics
+from ..processes import ALONE, Processes
 from .given import find_batches, read_settings
 from .report import CompressionReport
 from .report_layers import LayerReport
 from .report_sites import query_key_reports
+from .solving import candidates, prepare, solutions
 from .stock import compress_stock_
 from .vocabulary import Trimmed, completed, trimmed_alone, without_vocabulary
 from .whole import compress_whole_
@@ -48,6 +39,7 @@ def compress_(
     *,
     tokenizer: Any = None,
     spill: Spill | None = None,
+    processes: Processes = ALONE,
     progress: bool = False,
     **settings: Any,
 ) -> CompressionReport:
@@ -68,6 +60,7 @@ def compress_(
         tokenizer: tokenizer, image processor or processor for texts and images; None to load the model's own
             from where the model came from.
         spill: takes the new weights of each layer to the disk; None keeps them in memory.
+        processes: that share the work on queries and keys alone, each with the same model and data.
         progress: whether to draw a progress bar on stderr.
         **settings: fields of `CollabConfig`, such as `budget=0.25`, instead of `config`.
 
@@ -100,9 +93,9 @@ def compress_(
         surgery = compress_stock_ if config.portable else compress_whole_
         return surgery(inner, config, batches, progress=progress)
     sites = PARTS["query_key"].sites(inner)
-    _candidates(PARTS["query_key"], sites, config)  # and ranks that don't fit
+    candidates(PARTS["query_key"], sites, config)  # and ranks that don't fit
     batches = find_batches(model, inner, config, calibration, tokenizer)
-    return _compress_query_key_(inner, sites, config, batches, spill, progress)
+    return _compress_query_key_(inner, sites, config, batches, spill, processes, progress)
 
 
 def _compress_query_key_(
@@ -111,17 +104,19 @@ def _compress_query_key_(
     config: CollabConfig,
     calibration: Calibration,
     spill: Spill | None,
+    processes: Processes,
     progress: bool,
 ) -> CompressionReport:
     part = PARTS["query_key"]
-    prepared, target = _prepare(model, part, sites, config, calibration, progress), config.asked_for
+    target = config.asked_for
+    prepared = prepare(model, part, sites, config, calibration, processes, progress)
     config, divergence = prepared.config, prepared.divergence
     before = sum(p.numel() for p in model.parameters())
     forms: dict[str, LayerPlan] = {}
     reports: dict[str, LayerReport] = {}
     # Undoing keeps the old parameters, so that none of the new has an old one's id.
     with undone_on_error(model):
-        for name, result, better in _solutions(model, part, sites, prepared, progress):
+        for name, result, better in solutions(model, part, sites, prepared, processes, progress):
             module = sites[name].module
             old = {id(parameter) for parameter in module.parameters()}
             part.install_(sites[name], result if better is None else better.solution)
@@ -156,6 +151,7 @@ def compress_trimmed_(
     *,
     original: PreTrainedModel | None,
     spill: Spill | None,
+    processes: Processes = ALONE,
     progress: bool,
 ) -> CompressionReport:
     """Compress a model whose vocabulary was trimmed, if that was asked for.
@@ -167,6 +163,7 @@ def compress_trimmed_(
         calibration: batches of model inputs.
         original: a copy of the model, needed where the whole model has a target.
         spill: as for `compress_`.
+        processes: likewise.
         progress: whether to draw progress bars on stderr.
 
     Returns:
@@ -183,107 +180,5 @@ def compress_trimmed_(
         settings: dict[str, Any] = {"original": original, "parameters_before": before}
         report = surgery(model, rest, calibration, **settings, progress=progress)
     else:
-        report = compress_(model, rest, calibration, spill=spill, progress=progress)
+        report = compress_(model, rest, calibration, spill=spill, processes=processes, progress=progress)
     return completed(report, model, config, trimmed)
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """What compression goes by once layers are planned and calibration data are read."""
-
-    config: CollabConfig
-    statistics: Mapping[str, LayerStatistics] | None
-    seen: Sequence[Mapping[str, Any]] = ()
-    predicted_loss: float | None = None
-    divergence: Divergence | None = None
-    losses: Mapping[str, float | None] = field(default_factory=dict)
-
-
-def _prepare(
-    model: PreTrainedModel,
-    part: LayerwisePart,
-    sites: AttentionSites,
-    config: CollabConfig,
-    calibration: Calibration,
-    progress: bool,
-) -> _Prepared:
-    if planned_layers(config, sites):
-        plan = plan_model(model, part, sites, config, calibration, progress=progress)
-        if not plan.measured:
-            return _Prepared(plan.config, plan.statistics, plan.seen)
-        divergence = Divergence(model, plan.held_out)
-        losses = {name: option.loss for name, option in plan.options.items()}
-        return _Prepared(plan.config, plan.statistics, plan.seen, plan.predicted_loss, divergence, losses)
-    if calibration is None or isinstance(calibration, Mapping):
-        return _Prepared(config, calibration)
-    seen = split_batches(calibration)[0] if config.hold_out else calibration
-    chosen = {name: sites[name].module for name in _candidates(part, sites, config)[0]}
-    return _Prepared(config, collect_statistics(model, chosen, seen, progress=progress), seen)
-
-
-def _solutions(
-    model: PreTrainedModel, part: LayerwisePart, sites: AttentionSites, prepared: _Prepared, progress: bool
-) -> Iterator[tuple[str, SharedFactors, Reconstruction | None]]:
-    """Every layer's factors: each once it is solved, or all at the end where they are fitted to outputs."""
-    config, statistics = prepared.config, prepared.statistics
-    chosen, plans = _candidates(part, sites, config)
-
-    def solved() -> Iterator[tuple[str, SharedFactors]]:
-        for name in Steps(chosen, title="Decomposing", unit="layer", progress=progress):
-            moments = None if statistics is None else statistics[name]
-            yield name, part.solve(sites[name], chosen[name], plans[name], moments)
-
-    if not prepared.seen or not config.reconstruct_steps:
-        for name, result in solved():
-            yield name, result, None
-        return
-    factors = dict(solved())
-    better = _reconstruct(model, part, sites, factors, prepared, progress)
-    for name, result in factors.items():
-        yield name, result, better.get(name)
-
-
-def _reconstruct(
-    model: PreTrainedModel,
-    part: LayerwisePart,
-    sites: AttentionSites,
-    factors: Mapping[str, SharedFactors],
-    prepared: _Prepared,
-    progress: bool,
-) -> dict[str, Reconstruction]:
-    """Fit the factors of all forms but the exact ones to the layers' outputs."""
-    inexact = {name: result for name, result in factors.items() if not result.plan.form.exact}
-    if not inexact:
-        return {}
-    config = prepared.config
-    return reconstruct(
-        model,
-        part,
-        sites,
-        inexact,
-        prepared.seen,
-        steps=config.reconstruct_steps,
-        seed=config.seed,
-        progress=progress,
-    )
-
-
-def _candidates(
-    part: LayerwisePart, sites: AttentionSites, config: CollabConfig
-) -> tuple[dict[str, CollabConfig], dict[str, list[Any]]]:
-    """Settings of the layers that are not dense, and the forms of those that the planner leaves alone."""
-    unmatched = [p for p in config.layers if not any(fnmatchcase(name, p) for name in sites)]
-    if unmatched:
-        raise ConfigError(
-            f"layers has settings for {unmatched[0]!r}, which matches none of {', '.join(sites)}"
-        )
-    check_kinds(sites, config.attention)
-    config.check_goals(sites)
-    chosen = {name: settings for name in sites if (settings := config.for_layer(name)) is not None}
-    open_to_plan = planned_layers(config, sites)
-    plans = {
-        name: part.candidates(settings, sites[name].shape, name)
-        for name, settings in chosen.items()
-        if name not in open_to_plan
-    }
-    return chosen, plans

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import copy
-import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..checkpoint.precheck import check_finite, read_json
-from ..checkpoint.save import check_output, new_directory, save_checkpoint
-from ..checkpoint.streaming import Spill
+from ..checkpoint.precheck import check_finite
+from ..checkpoint.save import check_output
 from ..config import CollabConfig
 from ..errors import ConfigError
-from ..files import CARD_FILE, RECIPE_FILE, RECOVERY_FILE, REPORT_FILE
 from ..host.plain import inner_model
-from ..hub.card import make_card
 from ..hub.names import check_id
 from ..hub.source import Loading
+from ..processes import Processes
 from ..recipe import (
     DEFAULT_EXAMPLES,
     NO_CALIBRATION,
@@ -29,15 +26,14 @@ from ..recipe import (
     Recipe,
     check_data,
     current_versions,
-    public_name,
 )
 from ..recovery import RecoveryConfig, RecoveryReport, recover_
 from ..recovery.config import states_beside
-from ..recovery.processes import check_alone
 from .compress import compress_trimmed_
 from .reading import read_run
 from .report import CompressionReport
 from .vocabulary import Trimmed, Trimming, check_no_recovery
+from .work import Work, of_main
 
 # How all parts are recovered: their blocks whole, at a rate that leaves what is trained already in place; of
 # MiniLM's, .015 made them worse.
@@ -88,11 +84,15 @@ def compress_checkpoint(
 ) -> CompressedCheckpoint:
     """Do what `collab-hf compress` does: the same directory comes out.
 
+    Where a launcher started several processes, each calls this; they share the work on queries and keys and
+    the recovery, and the main one writes.
+
     Some of the examples are set aside before anything reads them: neither calibration nor recovery sees them,
     recovery is judged by them, and `collab-hf evaluate` finds them again.
 
     Args:
-        model: a Hub id, a local directory, or a transformers model, which is changed in place.
+        model: a Hub id, a local directory, or a transformers model, which is changed in place (in the main
+            process alone, where the target is the whole model's).
         output: the directory to make; if anything fails, it does not appear.
         config: what is asked for; by default the forms of queries and keys at the knee of the measured loss.
         calibration: what the model reads: `default` for what ships with the package, `none` for no data, a
@@ -118,10 +118,9 @@ def compress_checkpoint(
         ConfigError: settings that contradict each other, or a target that can't be met.
         CalibrationError: data that can't be read or does not run.
     """
-    check_alone()
     if not isinstance(model, str | Path):
         model = inner_model(model)
-    work = _Work(model, Path(output), config or CollabConfig(), loading or Loading(), overwrite, progress)
+    work = Work(model, Path(output), config or CollabConfig(), loading or Loading(), overwrite, progress)
     work.processor = processor
     if work.config.vocabulary_alone:
         check_no_recovery(recover or recovery)
@@ -140,35 +139,30 @@ def compress_checkpoint(
     if work.loading.base_model is not None:
         check_id("base_model", work.loading.base_model)
     check_output(work.output, original=work.place, overwrite=overwrite)
-    trimming = Trimming.prepare(work.config, work.read_processor) if work.config.vocabulary_from else None
-    loaded = work.load()
-    check_finite(loaded, work.name)
-    size_before = sum(p.numel() * p.element_size() for p in loaded.parameters())
-    trimmed = None if trimming is None else trimming.trim_(loaded)
-    if trimmed is not None:
-        work.processor = trimmed.processor
-    reading = read_run(
-        None if _is(calibration, NO_CALIBRATION) or work.config.exact else calibration,
-        data,
-        loaded,
-        work.read_processor,
-        {"examples": calibration_examples, "seed": work.config.seed, "shipped_share": shipped_share},
-        None if settings is None else settings.seed,
-    )
-    original = copy.deepcopy(loaded) if settings is not None or work.config.is_whole else None
-    report = compress_trimmed_(
-        loaded,
-        work.config,
-        trimmed,
-        reading.calibration,
-        original=original,
-        spill=work.spill,
-        progress=progress,
-    )
+    processes = Processes.launched(work.device)
+    with processes.together():
+        trimming = Trimming.prepare(work.config, work.read_processor) if work.config.vocabulary_from else None
+        loaded = work.load(processes.device)
+        check_finite(loaded, work.name)
+        size_before = sum(p.numel() * p.element_size() for p in loaded.parameters())
+        trimmed = None if trimming is None else trimming.trim_(loaded)
+        if trimmed is not None:
+            work.processor = trimmed.processor
+        reading = read_run(
+            None if _is(calibration, NO_CALIBRATION) or work.config.exact else calibration,
+            data,
+            loaded,
+            work.read_processor,
+            {"examples": calibration_examples, "seed": work.config.seed, "shipped_share": shipped_share},
+            None if settings is None else settings.seed,
+        )
+        original = copy.deepcopy(loaded) if settings is not None or work.config.is_whole else None
+    report = _compress_(work, loaded, trimmed, reading.calibration, original, processes)
     healed = None
     if settings is not None and original is not None and reading.training is not None and report.changed:
         if report.whole is not None:
             settings = replace(settings, teacher_blocks=report.whole.teacher_blocks)
+            loaded = of_main(loaded, processes)
         healed = recover_(
             loaded, original, reading.training, settings, held_out=reading.held_out, progress=progress
         )
@@ -183,61 +177,42 @@ def compress_checkpoint(
     source = {**work.loading.source(work.name), "weight_bytes_before": size_before}
     if reading.counts is not None:
         source["calibration"] = dict(reading.counts)
-    size = _write(work, loaded, recipe, report, healed, source, trimmed)
-    if settings is not None:
+    size = processes.from_main(lambda: work.write(loaded, recipe, report, healed, source, trimmed))
+    if settings is not None and processes.is_main:
         shutil.rmtree(states_beside(work.output), ignore_errors=True)
     return CompressedCheckpoint(work.output, report, healed, size, reading.counts)
 
 
-@dataclass
-class _Work:
-    """One run: where it reads, what it was asked for, and where it writes."""
+def _compress_(
+    work: Work,
+    model: PreTrainedModel,
+    trimmed: Trimmed | None,
+    calibration: Iterable[Mapping[str, Any]] | None,
+    original: PreTrainedModel | None,
+    processes: Processes,
+) -> CompressionReport:
+    """Compress in place: queries and keys in every process, a whole model in the main one alone.
 
-    model: PreTrainedModel | str | Path
-    output: Path
-    config: CollabConfig
-    loading: Loading
-    overwrite: bool
-    progress: bool
-    processor: Any = None
-    data: Any = None
+    A whole model is measured, planned and timed in one place; the others wait for the report.
+    """
+    whole = work.config.is_whole
 
-    @property
-    def name(self) -> str:
-        """The model's name: what was given, or what a loaded model says of itself."""
-        if isinstance(self.model, PreTrainedModel):
-            return str(self.model.config.name_or_path or type(self.model).__name__)
-        return str(self.model)
+    def surgery() -> CompressionReport:
+        return compress_trimmed_(
+            model,
+            work.config,
+            trimmed,
+            calibration,
+            original=original,
+            spill=work.spill,
+            processes=Processes(device=processes.device) if whole else processes,
+            progress=work.progress,
+        )
 
-    @property
-    def public_name(self) -> str:
-        """The name without the local path that leads to it."""
-        return public_name(self.name)
-
-    @property
-    def place(self) -> Path:
-        """Where a local model lies."""
-        return Path(self.name) / self.loading.subfolder
-
-    @property
-    def spill(self) -> Spill | None:
-        """Takes the new weights of a model that is loaded here; one that was given stays in memory."""
-        return None if isinstance(self.model, PreTrainedModel) else Spill(self.output)
-
-    def load(self) -> PreTrainedModel:
-        """The dense model."""
-        if isinstance(self.model, PreTrainedModel):
-            return self.model
-        return self.loading.model(self.name)
-
-    def read_processor(self) -> Any:
-        """The tokenizer or image processor, loaded once."""
-        if self.processor is None:
-            self.processor = self.loading.processor(self.name)
-        return self.processor
+    return processes.from_main(surgery) if whole else surgery()
 
 
-def _recovery_settings(work: _Work, given: RecoveryConfig | None) -> RecoveryConfig:
+def _recovery_settings(work: Work, given: RecoveryConfig | None) -> RecoveryConfig:
     settings = given or RecoveryConfig(seed=work.config.seed)
     if settings.checkpoint_dir is None:
         settings = replace(settings, checkpoint_dir=states_beside(work.output))
@@ -247,48 +222,6 @@ def _recovery_settings(work: _Work, given: RecoveryConfig | None) -> RecoveryCon
         changed = {n: v for n, v in _WHOLE_RECOVERY.items() if asked[n] == getattr(defaults, n)}
         settings = replace(settings, **changed)
     return settings
-
-
-def write_recovery(directory: Path, report: RecoveryReport, data: Any = None) -> None:
-    """Put the report of a recovery into a checkpoint; that of one before it stays inside of it, as `earlier`.
-
-    Args:
-        directory: of the checkpoint.
-        report: what recovery did.
-        data: what it read; a name is kept, without the local path that leads to it.
-    """
-    named = {"data": public_name(data)} if isinstance(data, str) else {}
-    place = directory / RECOVERY_FILE
-    earlier = {"earlier": read_json(place)} if place.is_file() else {}
-    text = json.dumps({**named, **report.to_dict(), **earlier}, indent=2, allow_nan=False)
-    place.write_text(text + "\n", encoding="utf-8")
-
-
-def _write(
-    work: _Work,
-    model: PreTrainedModel,
-    recipe: Recipe,
-    report: CompressionReport,
-    healed: RecoveryReport | None,
-    source: Mapping[str, Any],
-    trimmed: Trimmed | None,
-) -> int:
-    """Write the checkpoint and what belongs to it; the size of the weights' files in bytes."""
-    local = not isinstance(work.model, PreTrainedModel) or work.place.is_dir()
-    original: str | Path = work.loading.files(work.name) if local else work.name
-    with new_directory(work.output, overwrite=work.overwrite) as directory:
-        save_checkpoint(model, directory, original=original, processor=work.processor)
-        if trimmed is not None:
-            trimmed.write(directory)
-        recipe.write(directory / RECIPE_FILE)
-        text = json.dumps({**source, **report.repeatable.to_dict()}, indent=2, allow_nan=False)
-        (directory / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
-        if healed is not None:
-            write_recovery(directory, healed, work.data)
-        base = work.loading.base_model
-        card = make_card(directory, repo_id=work.output.resolve().name, base_model=base)
-        card.save(directory / CARD_FILE)
-        return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
 
 
 def _is(data: Any, word: str) -> bool:

@@ -7,6 +7,7 @@ result.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -151,6 +152,30 @@ class MomentsAccumulator:
             device = other._mean.device if self._mean is None else self._mean.device
             # clones, since an empty self would otherwise share (and later change) the other's tensors
             self._merge(other.count, other._mean.to(device, copy=True), other._scatter.to(device, copy=True))
+
+    @property
+    def hidden_size(self) -> int | None:
+        """Number of dimensions D; None before the first row."""
+        return None if self._mean is None else len(self._mean)
+
+    def total_(self, total: Callable[[Tensor], Tensor], hidden_size: int, device: torch.device) -> None:
+        """Become the accumulator of what those of all processes have seen; each calls this.
+
+        Args:
+            total: gives the sum of a tensor over all processes.
+            hidden_size: of every accumulator that has seen a row.
+            device: for one that has seen none.
+        """
+        if self._mean is None or self._scatter is None:
+            self._mean = torch.zeros(hidden_size, dtype=torch.float64, device=device)
+            self._scatter = self._mean.new_zeros(hidden_size, hidden_size)
+        count = self._mean.new_tensor([float(self.count)])
+        sums = total(torch.cat([count, self._mean * count]))
+        mean = sums[1:] / sums[0]
+        # Each about its own mean, moved to that of all: nothing cancels, as in `_merge`.
+        delta = self._mean - mean
+        self._scatter = total(self._scatter.addr(delta, delta, alpha=self.count))
+        self.count, self._mean = int(sums[0]), mean
 
     def moments(self) -> Moments:
         """Mean and covariance of everything seen so far; further updates don't change the result.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -66,6 +67,10 @@ def decompose(
         scores, query_moments=query_moments, key_moments=key_moments, damping=damping, precision=precision
     )
     return problem.solve(plan, solver=solver, seed=seed, max_sweeps=max_sweeps, tol=tol)
+
+
+# How far rounding may lift the relative error over a run of sweeps in float32.
+_ROUNDING = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +160,9 @@ class Problem:
 
         Returns:
             The factors.
+
+        Raises:
+            DecompositionError: a result that is not finite, or worse than what the sweeps began with.
         """
         plan.check(self.scores.shape)
         if plan.tied and self.key_metric is not self.query_metric:
@@ -165,12 +173,27 @@ class Problem:
             solution = SOLVERS[plan.method](whitened, plan, seed, options)
         else:
             solution = solve_with_tensorly(whitened, plan, solver, seed, max_sweeps, tol)
+        _check(solution, plan, bounded=solver is None)
         solution = replace(
             solution,
             shared_query=(query := self.query_metric.unwhiten(solution.shared_query)),
             shared_key=query if plan.tied else self.key_metric.unwhiten(solution.shared_key),
         )
         return _assemble(self.scores, plan, solution, self.mean)
+
+
+def _check(solution: Solution, plan: LayerPlan, *, bounded: bool) -> None:
+    """Refuse what no solver may return; its sweeps only lower the error, so the start bounds the result."""
+    tensors = [solution.shared_query, solution.shared_key, *solution.mixing.values()]
+    tensors += [] if solution.bias is None else [solution.bias]
+    error, start = solution.errors[-1], solution.errors[0]
+    if not math.isfinite(error) or not all(bool(torch.isfinite(t).all()) for t in tensors):
+        raise DecompositionError(f"the {plan.method} solver gave numbers that are not finite")
+    if bounded and error > start * (1 + _ROUNDING) + _ROUNDING:
+        raise DecompositionError(
+            f"the {plan.method} solver ended at a relative error of {error:.4g}, above the {start:.4g} "
+            "of its start"
+        )
 
 
 def _assemble(scores: ScoreTensor, plan: LayerPlan, solution: Solution, mean: Tensor) -> SharedFactors:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ...config import CollabConfig
+from ...errors import DecompositionError
 from ...host.sites import AttentionSite, AttentionSites, attention_sites
 from ...modeling.attention import CollabAttention
 from ...modeling.families import relative_name
@@ -66,7 +67,11 @@ class QueryKey(LayerwisePart):
         plans: Sequence[LayerPlan],
         statistics: LayerStatistics | None,
     ) -> SharedFactors:
-        return choose_factors(score_tensor(site, config), config, plans, statistics)
+        scores = score_tensor(site, config)
+        try:
+            return choose_factors(scores, config, plans, statistics)
+        except DecompositionError as error:
+            raise DecompositionError(f"{error} ({site.name})") from error
 
     def trial(  # noqa: D102
         self, site: AttentionSite, config: CollabConfig, statistics: LayerStatistics | None
