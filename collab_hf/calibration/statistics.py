@@ -56,7 +56,9 @@ def collect_statistics(
     if not layers:
         raise CalibrationError("calibration needs at least one attention layer, got none")
     recorder = _Recorder(layers)
-    mine = islice(batches, processes.rank, None, processes.count)
+    # Whole, what is given may know its length, which the first line of the log tells.
+    alone = processes.count == 1
+    mine = batches if alone else islice(batches, processes.rank, None, processes.count)
 
     def run() -> int:
         return sum(1 for _ in watch_layers(model, layers, mine, recorder.see, progress=progress))
