@@ -129,6 +129,8 @@ class CollabConfig:
         if len(given) > 1 or (given and (others or self.layers)):
             among = [*given, *others, *(["layers"] if self.layers else [])]
             raise ConfigError(f"give one of {', '.join(WHOLE_TARGETS)} alone, got {' and '.join(among)}")
+        if self.plans and self.goals:
+            raise ConfigError(f"plans fixes the forms already, got {next(iter(self.goals))} beside it")
         if given and self.method != "auto":
             raise ConfigError(f"{given[0]} belongs to method auto, got it with method {self.method}")
         for name, low, high in (("speedup", 1.0, 1000.0), ("flops", 0.0, 1.0), ("params", 0.0, 1.0)):

@@ -273,6 +273,11 @@ class TestSettings:
             ({"speedup": 1}, "speedup must be above 1"),
             ({"params": True}, "params must be above 0"),
             ({"size": "big"}, "size must be a number with KB, MB or GB, such as 30MB, got 'big'"),
+            (
+                {"plans": {"feed_forward": {}}, "flops": 0.5},
+                "plans fixes the forms already, got flops beside",
+            ),
+            ({"plans": {"feed_forward": {}}, "budget": 0.5}, "plans fixes the forms already, got budget"),
             ({"flops": 0.5, "params": 0.5}, "give one of speedup, flops, params, size alone"),
             ({"flops": 0.5, "budget": 0.5}, "give one of"),
             ({"flops": 0.5, "method": "cp"}, "flops belongs to method auto"),
