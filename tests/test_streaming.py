@@ -36,7 +36,7 @@ def test_nothing_but_the_layer_at_work_is_in_memory(model, tmp_path, monkeypatch
         seen.update({name: file_behind(parameter) for name, parameter in model.named_parameters()})
         raise CheckpointError("seen enough")
 
-    monkeypatch.setattr("collab_hf.surgery.pipeline.save_checkpoint", keep)
+    monkeypatch.setattr("collab_hf.surgery.work.save_checkpoint", keep)
     with pytest.raises(CheckpointError, match="seen enough"):
         compress_checkpoint(
             model, tmp_path / "out", CollabConfig(method="svd", budget=0.5), calibration="none"
