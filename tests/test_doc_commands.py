@@ -51,7 +51,12 @@ SMALLER = {
 # They fetch real checkpoints: tests/test_checkpoints_script.py and tests/test_demo.py run them on made ones.
 FETCHING = ("scripts/checkpoints.py", "scripts/demo.py")
 # They need other packages, gigabytes, or minutes.
-APART = ("scripts/bench_model.py", "scripts/bench_streaming.py", "scripts/faults.py")
+APART = (
+    "scripts/bench_model.py",
+    "scripts/bench_parts.py",
+    "scripts/bench_streaming.py",
+    "scripts/faults.py",
+)
 
 RUN = ("decomposition", "from-scratch", "heads", "int8", "planning", "recovery", "speed", "whole-model")
 RUN_APART = bench_decompose.run_apart
