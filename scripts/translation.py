@@ -184,20 +184,39 @@ def trainer_options(model: PreTrainedModel, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def measure(settings: Settings, case: Case, seed: int, directory: Path) -> dict[str, float]:
-    """Train one model and evaluate it."""
-    train, dev, tokenizer = load_data(settings["data"])
-    model = new_model(settings["model"], tokenizer, **case.options)
+def trained(
+    model: PreTrainedModel, read: tuple[Dataset, Dataset, Any], training: Settings, seed: int, directory: Path
+) -> dict[str, float]:
+    """Train a translation model, and evaluate it.
+
+    Args:
+        model: to train.
+        read: what `load_data` gave.
+        training: for Seq2SeqTrainingArguments; with neither steps nor epochs the model is evaluated alone.
+        seed: of the order of the data and of dropout.
+        directory: for checkpoints.
+
+    Returns:
+        The metrics.
+    """
+    train, dev, tokenizer = read
     return train_and_evaluate(
         model,
         (train, dev),
-        {"predict_with_generate": tokenizer is not None, **settings["training"]},
+        {"predict_with_generate": tokenizer is not None, **training},
         seed,
         directory,
         trainer=Seq2SeqTrainer,
         arguments=Seq2SeqTrainingArguments,
         **trainer_options(model, tokenizer),
     )
+
+
+def measure(settings: Settings, case: Case, seed: int, directory: Path) -> dict[str, float]:
+    """Train one model and evaluate it."""
+    read = load_data(settings["data"])
+    model = new_model(settings["model"], read[-1], **case.options)
+    return trained(model, read, settings["training"], seed, directory)
 
 
 def cases(settings: Settings) -> list[Case]:

@@ -16,20 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from transformers import AutoModelForSeq2SeqLM, Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers import AutoModelForSeq2SeqLM
 
 from collab_hf import heads
-from experiments import Case, Experiment, Settings, command, train_and_evaluate
-from translation import load_data, new_model, trainer_options
+from experiments import Case, Experiment, Settings, command
+from translation import load_data, new_model, trained, trainer_options
 
 KINDS = ("encoder-self", "decoder-self", "decoder-cross")
 
 
-def trained_model(settings: Settings, seed: int, directory: Path) -> Any:
+def kept_model(settings: Settings, read: tuple[Any, Any, Any], seed: int, directory: Path) -> Any:
     """The translation model of a seed, trained once and kept.
 
     Args:
         settings: a section of the YAML.
+        read: what `load_data` gave.
         seed: of training.
         directory: where the model is kept.
 
@@ -38,39 +39,26 @@ def trained_model(settings: Settings, seed: int, directory: Path) -> Any:
     """
     kept = directory / "model"
     if not (kept / "config.json").exists():
-        train, dev, tokenizer = load_data(settings["data"])
-        model = new_model(settings["model"], tokenizer)
-        trainer = {"trainer": Seq2SeqTrainer, "arguments": Seq2SeqTrainingArguments}
-        training = {"predict_with_generate": tokenizer is not None, **settings["training"]}
-        options = trainer_options(model, tokenizer)
-        train_and_evaluate(model, (train, dev), training, seed, directory, **trainer, **options)
+        model = new_model(settings["model"], read[-1])
+        trained(model, read, settings["training"], seed, directory)
         model.save_pretrained(kept)
     return AutoModelForSeq2SeqLM.from_pretrained(kept).eval()
 
 
 def measure(settings: Settings, case: Case, seed: int, directory: Path) -> dict[str, float]:
     """Evaluate a model without a share of the heads of one kind."""
-    model = trained_model(settings, seed, directory.parents[1] / f"model-{seed}")
-    train, dev, tokenizer = load_data(settings["data"])
-    options = trainer_options(model, tokenizer)
+    train, _, tokenizer = read = load_data(settings["data"])
+    model = kept_model(settings, read, seed, directory.parents[1] / f"model-{seed}")
+    collate = trainer_options(model, tokenizer)["data_collator"]
     rows = [train[number] for number in range(settings["scored"])]
-    batches = [options["data_collator"](rows[at : at + 32]) for at in range(0, len(rows), 32)]
+    batches = [collate(rows[at : at + 32]) for at in range(0, len(rows), 32)]
     kind = (case.line,)
     counts = heads.head_counts(heads.head_sites(model), kind)
     order = heads.pruning_order(model, batches, by="importance", attention=kind, seed=seed)
     gone = heads.first_to_go(order, round(float(case.x) * sum(counts.values())), counts)
-    evaluation: dict[str, Any] = {**settings["training"], "max_steps": 0, "num_train_epochs": 0}
+    evaluation = {**settings["training"], "max_steps": 0, "num_train_epochs": 0}
     with heads.gated(model, heads.without(model, gone)):
-        return train_and_evaluate(
-            model,
-            (train, dev),
-            {"predict_with_generate": tokenizer is not None, **evaluation},
-            seed,
-            directory,
-            trainer=Seq2SeqTrainer,
-            arguments=Seq2SeqTrainingArguments,
-            **options,
-        )
+        return trained(model, read, evaluation, seed, directory)
 
 
 def cases(settings: Settings) -> list[Case]:
