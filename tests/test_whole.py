@@ -8,6 +8,7 @@ import pytest
 import torch
 from cli_support import CommandLine
 from conftest import TINY, build_tiny
+from family_models import ALL, build
 from transformers import (
     AlbertConfig,
     AlbertModel,
@@ -259,6 +260,22 @@ class TestBlocks:
             teacher, texts[0]
         ).norm()
         assert error < 0.5
+
+    @pytest.mark.parametrize(("name", "starts"), [("bert", 1), ("bart", 2), ("clip", 2)])
+    def test_where_a_chain_of_blocks_starts_the_student_runs(self, name, starts):
+        """A decoder, or another tower, doesn't read the block that is named before its first one."""
+        teacher, student, data = build(name), build(name), [ALL[name].inputs() for _ in range(2)]
+        runs = {"teacher": 0, "student": 0}
+
+        def count(who):
+            runs[who] += 1
+
+        teacher.register_forward_pre_hook(lambda *_: count("teacher"))
+        student.register_forward_pre_hook(lambda *_: count("student"))
+        theirs = {name: [block] for name, block in blocks(teacher).items()}
+        reports = reconstruct_blocks_(student, teacher, blocks(student, theirs), theirs, data, steps=1)
+        assert len(reports) == len(theirs) > starts
+        assert runs == {"teacher": len(data), "student": starts * len(data)}
 
     def test_blocks_of_a_model_with_a_head(self, tiny_bert):
         assert list(blocks(tiny_bert(BertForMaskedLM))) == ["encoder.layer.0", "encoder.layer.1"]
